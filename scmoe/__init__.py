@@ -1,0 +1,20 @@
+"""Sparse mixture of experts for multi-modal single-cell data: measured, explained, compared."""
+
+from scmoe import data, paper
+from scmoe.config import Config, ModelConfig, TrainConfig, preset
+from scmoe.metrics import evaluate
+from scmoe.model import ScMoE
+from scmoe.record import read_records, start_run
+
+__all__ = [
+    "Config",
+    "ModelConfig",
+    "ScMoE",
+    "TrainConfig",
+    "data",
+    "evaluate",
+    "paper",
+    "preset",
+    "read_records",
+    "start_run",
+]

@@ -1,0 +1,185 @@
+"""The four data sets of the paper: files, modalities, labels, folds."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pandas as pd
+
+COLLECTION = "UnitedNet_NatComm_data"  # the folder of Zenodo record 7708592
+UNITEDNET = (
+    "Tang X. et al., Explainable multi-task learning for multi-modality biological data "
+    "analysis, Nat Commun 14, 2546 (2023); data: doi:10.5281/zenodo.7708592"
+)
+LICENCE = "as stated on Zenodo record 7708592"
+BMMC_BATCHES = (  # site and donor
+    "s1d1", "s1d2", "s1d3", "s2d1", "s2d4", "s2d5", "s3d3", "s3d6", "s3d7", "s3d10",
+    "s4d1", "s4d8", "s4d9",
+)  # fmt: skip
+
+DYNGEN_FILES = tuple(
+    f"adata_pPRm_{part}_cv_{k}.h5ad" for k in range(5) for part in ("train", "test")
+)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What is known of a data set before its files are opened.
+
+    `files_by_modality` are names below `folder`, in the order of modalities: one file with all
+    cells, or a training and a test file (dyngen: such a pair per fold, shared by its modalities).
+    `n_cells` and `n_features` are those of the complete set, so
+    that a smaller file can be called an excerpt; `kinds` says what the values are where that is
+    known (see `scmoe.data.transform.KINDS`; a modality left out is recognised from its values);
+    `notes` are known circularities that no split can undo.
+    """
+
+    name: str
+    title: str
+    folder: str
+    files_by_modality: Mapping[str, tuple[str, ...]]
+    kinds: Mapping[str, str]
+    label_key: str
+    n_cells: int
+    n_features: Mapping[str, int]
+    n_groups: int
+    folds: tuple
+    source: str
+    licence: str = LICENCE
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """Names of the modalities, in order."""
+        return tuple(self.files_by_modality)
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """All the data set's files."""
+        names = [name for group in self.files_by_modality.values() for name in group]
+        return tuple(dict.fromkeys(names))
+
+    def files_of(self, modality: str, fold: int | str) -> tuple[str, ...]:
+        """The files that hold a modality in one fold."""
+        names = self.files_by_modality[modality]
+        if self.name == "dyngen":
+            names = tuple(name for name in names if name.endswith(f"_cv_{fold}.h5ad"))
+        return names
+
+
+DATASETS: dict[str, Dataset] = {
+    dataset.name: dataset
+    for dataset in [
+        Dataset(
+            name="dyngen",
+            title="Dyngen: simulated cells of a linear trajectory",
+            folder="Dyngen",
+            files_by_modality=dict.fromkeys(("dna", "pre_mrna", "mrna", "protein"), DYNGEN_FILES),
+            kinds={},
+            label_key="label",
+            n_cells=500,
+            n_features={"dna": 100, "pre_mrna": 100, "mrna": 100, "protein": 100},
+            n_groups=3,
+            folds=tuple(range(5)),
+            source=UNITEDNET + "; simulator: Cannoodt et al., Nat Commun 12, 3942 (2021)",
+        ),
+        Dataset(
+            name="dbitseq",
+            title="DBiT-seq: a mouse embryo, RNA and protein by pixel",
+            folder="DBiTSeq",
+            files_by_modality={
+                "rna": ("adata_rna_train.h5ad", "adata_rna_test.h5ad"),
+                "protein": ("adata_protein_train.h5ad", "adata_protein_test.h5ad"),
+                "niche": ("adata_niche_rna_train.h5ad", "adata_niche_rna_test.h5ad"),
+            },
+            kinds={"rna": "normalised", "protein": "normalised", "niche": "normalised"},
+            label_key="cell_type",
+            n_cells=936,
+            n_features={"rna": 568, "protein": 22, "niche": 568},
+            n_groups=13,
+            folds=(0, *(f"block-{k}" for k in range(5))),
+            source=UNITEDNET + "; measured by Liu Y. et al., Cell 183, 1665 (2020)",
+            notes=(
+                "the groups are regions of tissue, and fold 0 is random over pixels: coordinates "
+                "alone then classify as well as all modalities do; block-0 … block-4 are honest",
+                "the published niche averages neighbours on the whole grid, so that the RNA of "
+                'test pixels is part of the training niche (niche="train" undoes that)',
+            ),
+        ),
+        Dataset(
+            name="patchseq",
+            title="Patch-seq: inhibitory neurons of the mouse visual cortex",
+            folder="patchseq",
+            files_by_modality={
+                "rna": ("adata_RNA_TEM.h5ad",),
+                "ephys": ("adata_Ephys_TEM.h5ad",),
+                "morph": ("adata_Morph_TEM.h5ad",),
+            },
+            kinds={"rna": "normalised", "ephys": "continuous", "morph": "continuous"},
+            label_key="cell_type_TEM",
+            n_cells=448,
+            n_features={"rna": 1252, "ephys": 68, "morph": 514},
+            n_groups=27,
+            folds=tuple(range(10)),
+            source=UNITEDNET + "; measured by Gouwens N. et al., Cell 183, 935 (2020)",
+            notes=(
+                "the MET types were defined from these very modalities",
+                "the genes were selected by the data's authors on all cells",
+            ),
+        ),
+        Dataset(
+            name="atacseq",
+            title="ATAC + gene expression: human bone marrow, 13 batches",
+            folder="ATACseq",
+            files_by_modality={"atac": ("atac_processed.h5ad",), "rna": ("gex_processed.h5ad",)},
+            kinds={"atac": "binary", "rna": "scaled"},
+            label_key="cell_type",
+            n_cells=69_249,
+            n_features={"atac": 13_634, "rna": 4_000},
+            n_groups=22,
+            folds=BMMC_BATCHES,
+            source=UNITEDNET + "; measured by Luecken M. et al., NeurIPS 2021, GEO GSE194122",
+            notes=(
+                "genes and peaks were selected, and genes scaled, by the data's authors on all "
+                "cells, test cells among them",
+            ),
+        ),
+    ]
+}
+
+
+def data_root(root: str | os.PathLike | None = None) -> Path:
+    """The folder that holds the collection: `root`, else `$SCMOE_DATA`, else `data`."""
+    return Path(root or os.environ.get("SCMOE_DATA") or "data")
+
+
+def missing_files(dataset: Dataset, root: str | os.PathLike | None = None) -> list[Path]:
+    """The files of a data set that are not below the data root."""
+    folder = data_root(root) / COLLECTION / dataset.folder
+    return [folder / name for name in dataset.files if not (folder / name).is_file()]
+
+
+def list_datasets(root: str | os.PathLike | None = None) -> pd.DataFrame:
+    """The four data sets, one row each, and whether their files are below the data root.
+
+    Returns
+    -------
+    Table with columns name, cells, modalities, features, labels, folds, licence, available.
+    """
+    rows = [
+        {
+            "name": d.name,
+            "cells": d.n_cells,
+            "modalities": ", ".join(d.modalities),
+            "features": ", ".join(str(d.n_features[m]) for m in d.modalities),
+            "labels": f"{d.label_key} ({d.n_groups})",
+            "folds": ", ".join(str(fold) for fold in d.folds),
+            "licence": d.licence,
+            "available": not missing_files(d, root),
+        }
+        for d in DATASETS.values()
+    ]
+    return pd.DataFrame(rows)

@@ -1,0 +1,206 @@
+"""Is this MuData usable? One clear error per fault."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from anndata import AnnData
+from mudata import MuData
+
+from scmoe.data.blocks import matrix, row_blocks, values
+
+LARGEST = 1e15  # no measurement is as large; sums and exponentials of these stay finite
+
+
+class DataError(ValueError):
+    """Data that cannot be used as they are; the message names modality, key and remedy."""
+
+
+def some(names: Iterable, limit: int = 5) -> str:
+    """The first few names for a message: `a, b, c, … (12 in all)`."""
+    names = [str(name) for name in names]
+    more = f", … ({len(names)} in all)" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
+
+
+def check(
+    mdata: MuData, label_key: str | None = None, modalities: Sequence[str] | None = None
+) -> list[str]:
+    """Check that cells, features, values and labels can be trained on.
+
+    Parameters
+    ----------
+    mdata
+        Cells as measured.
+    label_key
+        Column of `mdata.obs` with the cells' groups; None: labels are not looked at.
+    modalities
+        Modalities to look at, the others are not read; default all.
+
+    Returns
+    -------
+    What is unusual but can be worked with, a sentence each.
+
+    Raises
+    ------
+    DataError
+        At the first fault; it names modality, key and remedy.
+    """
+    if not isinstance(mdata, MuData):
+        raise DataError(
+            f"expected a MuData, got {type(mdata).__name__}; "
+            "scmoe.data.read makes one from AnnData objects or files"
+        )
+    names = select_modalities(mdata, modalities)
+    check_cells(mdata, names)
+    for name in names:
+        check_modality(mdata.mod[name], name)
+    notes = _check_shared(mdata, names)
+    if label_key is not None:
+        notes += _check_labels(mdata, label_key)
+    return notes
+
+
+def select_modalities(mdata: MuData, modalities: Sequence[str] | None) -> list[str]:
+    """The modalities asked for, or all; refuses unknown ones, naming what there is."""
+    names = mdata.mod if modalities is None else modalities
+    names = [names] if isinstance(names, str) else list(dict.fromkeys(names))
+    unknown = [name for name in names if name not in mdata.mod]
+    if unknown:
+        raise DataError(f"no modality {some(unknown)}; there are: {some(mdata.mod, 20) or 'none'}")
+    if not names:
+        raise DataError("no modality: at least one is needed")
+    return names
+
+
+def check_cells(mdata: MuData, names: list[str]) -> None:
+    """Check that each modality's cells are unique and are where the MuData says they are."""
+    if mdata.axis != 0:
+        raise DataError("modalities share features, not cells; build the MuData with axis=0")
+    for name in names:
+        adata = mdata.mod[name]
+        if not isinstance(adata, AnnData):
+            raise DataError(f"modality '{name}' is a {type(adata).__name__}; give an AnnData")
+        check_unique(adata, name)
+        if not _in_step(mdata, name, adata):
+            raise DataError(
+                f"modality '{name}': its cells are not those that mdata.obs lists for it; "
+                "call mdata.update() after changing a modality"
+            )
+
+
+def check_unique(adata: AnnData, name: str) -> None:
+    """Refuse a modality in which cells repeat."""
+    if not adata.obs_names.is_unique:
+        twice = adata.obs_names[adata.obs_names.duplicated()].unique()
+        raise DataError(
+            f"modality '{name}': obs_names repeat ({some(twice)}); "
+            "drop the copies, or call obs_names_make_unique()"
+        )
+
+
+def _in_step(mdata: MuData, name: str, adata: AnnData) -> bool:
+    if name not in mdata.obsmap:
+        return False
+    place = np.asarray(mdata.obsmap[name]).astype(np.int64)
+    if (
+        len(place) != mdata.n_obs
+        or (place > 0).sum() != adata.n_obs
+        or place.max(initial=0) > adata.n_obs
+    ):
+        return False
+    return adata.obs_names[place[place > 0] - 1].equals(mdata.obs_names[place > 0])
+
+
+def _check_shared(mdata: MuData, names: list[str]) -> list[str]:
+    """Refuse a modality that shares no cell with the others; say which lack some cells."""
+    notes = []
+    for name in names:
+        adata = mdata.mod[name]
+        others = [mdata.mod[other] for other in names if other != name]
+        if others and not any(adata.obs_names.isin(other.obs_names).any() for other in others):
+            if any(adata.var_names.isin(other.obs_names).mean() > 0.5 for other in others):
+                raise DataError(
+                    f"modality '{name}' is transposed: its features are the other modalities' "
+                    f"cells; use adata.T"
+                )
+            raise DataError(
+                f"modality '{name}' shares no cell with the others: its obs_names are like "
+                f"'{_first(adata.obs_names)}', theirs like '{_first(others[0].obs_names)}'; "
+                "give each cell the same name in every modality"
+            )
+        lacking = mdata.n_obs - adata.n_obs
+        if lacking:
+            notes.append(f"{lacking} of {mdata.n_obs} cells lack modality '{name}'")
+    return notes
+
+
+def _first(names) -> str:
+    return str(names[0]) if len(names) else ""
+
+
+def check_modality(adata: AnnData, name: str) -> None:
+    """Check one modality's size, feature names and values."""
+    if 0 in adata.shape:
+        raise DataError(
+            f"modality '{name}' is empty ({adata.n_obs} cells × {adata.n_vars} features); remove it"
+        )
+    if not adata.var_names.is_unique:
+        twice = adata.var_names[adata.var_names.duplicated()].unique()
+        raise DataError(
+            f"modality '{name}': var_names repeat ({some(twice)}); call var_names_make_unique()"
+        )
+    try:
+        X = matrix(adata)
+    except KeyError:  # a backed file without X
+        X = None
+    if X is None:
+        raise DataError(f"modality '{name}' has no X; put the measured values there")
+    if X.dtype.kind not in "fiub":
+        raise DataError(
+            f"modality '{name}': X holds {X.dtype} values, not numbers; "
+            "convert them, e.g. adata.X = adata.X.astype('float32')"
+        )
+    for start, block in row_blocks(X):
+        stored = values(block)
+        if stored.dtype.kind == "f":
+            stored = stored.astype(np.float64)  # of float16, LARGEST is infinite
+        usable = np.abs(stored) <= LARGEST
+        if not usable.all():  # NaN is not smaller than anything
+            dense = block.toarray() if hasattr(block, "toarray") else block
+            cell, feature = np.argwhere(~(np.abs(dense.astype(np.float64)) <= LARGEST))[0]
+            raise DataError(
+                f"modality '{name}': X is {dense[cell, feature]} at cell "
+                f"'{adata.obs_names[start + cell]}', feature '{adata.var_names[feature]}'; impute "
+                "it, or leave the cell out of this modality (a cell may lack a modality)"
+            )
+
+
+def _check_labels(mdata: MuData, label_key: str) -> list[str]:
+    if label_key not in mdata.obs:
+        holders = [name for name, adata in mdata.mod.items() if label_key in adata.obs]
+        remedy = "put the cells' groups there, or name their column with label_key"
+        if holders:
+            remedy = (
+                f"modality '{holders[0]}' has it: mdata.obs['{label_key}'] = "
+                f"mdata.mod['{holders[0]}'].obs['{label_key}']"
+            )
+        columns = some(mdata.obs.columns, 20) or "none"
+        raise DataError(f"no column '{label_key}' in mdata.obs (columns: {columns}); {remedy}")
+    labels = mdata.obs[label_key]
+    if labels.isna().any():
+        raise DataError(
+            f"obs['{label_key}'] is missing for {labels.isna().sum()} cells "
+            f"({some(mdata.obs_names[labels.isna()], 3)}); label them, or drop them"
+        )
+    sizes = labels.astype(str).value_counts()
+    if len(sizes) < 2:
+        raise DataError(
+            f"obs['{label_key}'] has one group only ('{_first(sizes.index)}'), so that there is "
+            "nothing to identify; name another column, or label_key=None to do without labels"
+        )
+    if sizes.iloc[0] == 1:
+        raise DataError(f"obs['{label_key}'] has a group for every cell; name a column of groups")
+    single = sorted(sizes.index[sizes == 1])
+    return [f"groups of one cell, which cannot be validated on: {some(single)}"] if single else []

@@ -1,0 +1,84 @@
+"""From a cell's true molecules to what the instruments report: capture, libraries, drop-out."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+MODALITIES = ("dna", "pre_mrna", "mrna", "protein")
+CLOSED = 1e-3  # accessibility that reads as zero
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Technical noise; molecules are pre-mRNA, mRNA and protein.
+
+    `library_sd` is the sd of the log library size, which a cell's molecules share. With
+    `library_by_content`, cells with more molecules get the larger libraries, rank by rank.
+    `capture` is the mean share of a modality that is seen: of its molecules, or of open loci.
+    `cell_sd` and `value_sd` are sds of the log efficiency from cell to cell and from value to
+    value, by modality; `dropout` is the chance that a count is lost. With `assay_sd`, genes are
+    seen unequally: with a share exp(-|normal(0, assay_sd)|) that is each modality's own.
+    `dna_precision` is that of the beta distribution around the true accessibility.
+    """
+
+    library_sd: float
+    library_by_content: bool
+    capture: dict[str, float]
+    cell_sd: float = 0.0
+    value_sd: float = 0.0
+    assay_sd: float = 0.0
+    dropout: float = 0.0
+    dna_precision: float = 400.0
+
+
+SETTINGS = {
+    # Adjusted to dyngen's reference output, in which libraries rank as the cells' content does.
+    "default": Setting(
+        library_sd=0.71, library_by_content=True, capture=dict.fromkeys(MODALITIES, 1.0)
+    ),
+    # Adjusted so that logistic regression does about equally well, and badly, from each modality.
+    "hard": Setting(
+        library_sd=0.68,
+        library_by_content=False,
+        capture={"dna": 0.3, "pre_mrna": 0.04, "mrna": 0.02, "protein": 1.5e-5},
+        cell_sd=0.2,
+        value_sd=0.3,
+        assay_sd=1.5,
+        dropout=0.2,
+        dna_precision=2.0,
+    ),
+}
+
+
+def measure(truth: np.ndarray, setting: Setting, rng) -> dict[str, np.ndarray]:
+    """Turn true states `(4, n_cells, n_genes)` into what the instruments report."""
+    n_cells, n_genes = truth.shape[1:]
+    seen = np.exp(-np.abs(rng.normal(0, setting.assay_sd, (4, n_genes))))
+    seen *= np.array([[setting.capture[modality]] for modality in MODALITIES])
+    open_, closed = np.maximum(truth[0], 1e-6), np.maximum(1 - truth[0], 1e-6)
+    dna = rng.beta(setting.dna_precision * open_, setting.dna_precision * closed)
+    missed = rng.random(dna.shape) >= seen[0]
+    dna[(np.minimum(truth[0], dna) < CLOSED) | missed] = 0
+    measured = {"dna": dna.astype(np.float32)}
+    size = _cell_sizes(truth[1:].sum((0, 2)), setting, rng)
+    for modality, molecules, share in zip(MODALITIES[1:], truth[1:], seen[1:], strict=True):
+        mean = molecules * size * share.astype(np.float32)
+        mean *= _lognormal(rng, setting.cell_sd, (n_cells, 1))
+        mean *= _lognormal(rng, setting.value_sd, mean.shape)
+        mean *= rng.random(mean.shape) >= setting.dropout
+        measured[modality] = rng.poisson(mean).astype(np.float32)
+    return measured
+
+
+def _cell_sizes(content: np.ndarray, setting: Setting, rng) -> np.ndarray:
+    """Share of each cell's molecules that its library holds, `(n_cells, 1)`, on average one."""
+    library = _lognormal(rng, setting.library_sd, content.shape)
+    if setting.library_by_content:
+        library = np.sort(library)[content.argsort().argsort()]
+    size = library / np.maximum(content, 1)
+    return (size / size.mean())[:, None]
+
+
+def _lognormal(rng, sd: float, shape) -> np.ndarray:
+    """Factors of mean one."""
+    return np.exp(sd * rng.standard_normal(shape, dtype=np.float32) - sd**2 / 2)

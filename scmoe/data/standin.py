@@ -1,0 +1,375 @@
+"""Simulated stand-ins for the three measured data sets, for when their files are not at hand.
+
+Each has the modalities, labels and units of its original and is generated, not copied: only
+published summaries enter (group names and sizes, sparsity, scales, how well simple methods do).
+Every stand-in follows the same causal order. A cell's group sits in a tree (class, then group),
+a continuous state varies within the group, and each modality reads both through its own loadings
+and its own measurement: sequencing depth and overdispersed counts for transcripts, Bernoulli
+draws for open chromatin, correlated residuals for electrophysiology, and derived geometric
+quantities for morphology. No result on a stand-in is a statement about biology.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from mudata import MuData
+from scipy.ndimage import gaussian_filter
+from scipy.optimize import linear_sum_assignment
+from scipy.sparse import csr_matrix
+
+from scmoe.data.catalog import BMMC_BATCHES
+from scmoe.data.cells import make_mudata
+from scmoe.data.morphology import simulate_morphology, standardised
+from scmoe.data.niche import recompute_niche
+
+# Cells per group of the originals. Patch-seq: morpho-electric-transcriptomic (MET) types.
+PATCHSEQ_GROUPS = {
+    "Lamp5": [41, 2],
+    "Pvalb": [5, 30, 9, 38, 3],
+    "Sncg": [17, 3],
+    "Sst": [15, 17, 24, 14, 12, 17, 9, 17, 13, 10, 3, 54, 23],
+    "Vip": [21, 12, 3, 16, 20],
+}
+N_TRANSCRIPTOMIC_TYPES = 52
+N_AXES = 10  # of the phenotype the three modalities share; ephys and morph each see some of them
+# DBiT-seq: pixels per tissue region, and how many of them the published split tests on.
+DBITSEQ_GROUPS = [101, 104, 155, 151, 207, 90, 21, 7, 12, 55, 23, 6, 4]
+DBITSEQ_TEST = [20, 21, 31, 30, 42, 18, 4, 1, 3, 11, 4, 2, 1]
+# Bone marrow: lineage -> {cell type: rough share in per cent}. Shares differ between donors.
+ATACSEQ_GROUPS = {
+    "T and NK": {
+        "CD4+ T naive": 11, "CD4+ T activated": 14, "CD8+ T": 16, "CD8+ T naive": 3,
+        "NK": 9, "ILC": 1.5,
+    },
+    "B": {"Naive CD20+ B": 5, "Transitional B": 3, "B1 B": 2, "Plasma cell": 1, "Lymph prog": 3},
+    "myeloid": {
+        "CD14+ Mono": 15, "CD16+ Mono": 2.5, "cDC2": 2.5, "pDC": 1.5, "G/M prog": 2,
+        "ID2-hi myeloid prog": 1,
+    },
+    "erythroid": {
+        "HSC": 1.5, "MK/E prog": 1.5, "Proerythroblast": 2.5, "Erythroblast": 5, "Normoblast": 2.5,
+    },
+}  # fmt: skip
+
+
+def standin(name: str, seed: int = 0) -> MuData:
+    """Simulate a stand-in for one of the measured data sets.
+
+    Parameters
+    ----------
+    name
+        ``"dbitseq"`` (936 pixels: rna 568, protein 22, niche 568), ``"patchseq"`` (448 cells: rna
+        1252, ephys 68, morph 514) or ``"atacseq"`` (1,560 cells: atac 1,000 peaks, rna 600).
+    seed
+        The cells depend on this number and on nothing else.
+
+    Returns
+    -------
+    MuData in the units of the original files: log-normalised expression (ATAC + gene: scaled to
+    unit variance and clipped at 4), sparse 0/1 peaks, log protein, electrophysiology scores,
+    morphology in micrometres and their powers. Labels are strings in the global ``obs``
+    (``cell_type``; Patch-seq: ``cell_type_TEM`` and ``cell_type_T``, the latter with neutral
+    names). DBiT-seq has ``obs["array_row"]``, ``obs["array_col"]``, ``obsm["spatial"]`` of shape
+    (n, 2) and ``obs["published_split"]`` ("train" or "test"); ATAC + gene has ``obs["batch"]``.
+    ``uns["standin"]`` says what it is and how it compares in size.
+
+    Raises
+    ------
+    ValueError
+        For another name.
+    """
+    if name not in _STANDINS:
+        raise ValueError(f"no stand-in for {name!r}: choose one of {', '.join(_STANDINS)}")
+    mdata = _STANDINS[name](np.random.default_rng([seed, list(_STANDINS).index(name)]))
+    mdata.uns["standin"] = f"simulated stand-in for {name} (seed {seed}), {_SIZE[name]}"
+    return mdata
+
+
+def _assemble(modalities: dict[str, tuple], obs: pd.DataFrame) -> MuData:
+    """MuData of ``{modality: (X, feature names)}`` with labels in the global ``obs``."""
+    obs = obs.astype({c: "category" for c in obs if obs[c].dtype == object})
+    cells = pd.DataFrame(index=obs.index)
+    return make_mudata(
+        {m: AnnData(x, cells, pd.DataFrame(index=names)) for m, (x, names) in modalities.items()},
+        obs,
+    )
+
+
+def _names(stem: str, n: int) -> list[str]:
+    return [f"{stem}_{i:04d}" for i in range(1, n + 1)]
+
+
+def _profiles(
+    parents: np.ndarray,
+    n_features: int,
+    rng: np.random.Generator,
+    parent: tuple[float, float],
+    group: tuple[float, float],
+) -> np.ndarray:
+    """Each group's offset per feature: its class's markers plus its own, ``(groups, features)``.
+
+    ``parent`` and ``group`` are (share of features that are markers, standard deviation of their
+    offset), so groups of one class resemble each other.
+    """
+
+    def sparse_normal(rows: int, share: float, sd: float) -> np.ndarray:
+        shape = (rows, n_features)
+        return rng.normal(0, sd, shape) * (rng.random(shape) < share)
+
+    return sparse_normal(parents.max() + 1, *parent)[parents] + sparse_normal(len(parents), *group)
+
+
+def _loadings(
+    n_axes: int, n_features: int, sd: float, share: float, rng: np.random.Generator
+) -> np.ndarray:
+    """Sparse loadings: each axis moves a share of the features, ``(axes, features)``."""
+    return _profiles(np.arange(n_axes), n_features, rng, parent=(0, 0), group=(share, sd))
+
+
+def _counts(rate: np.ndarray, dispersion: float, rng: np.random.Generator) -> np.ndarray:
+    """Negative binomial counts: variance = rate + dispersion * rate^2."""
+    return rng.poisson(rng.gamma(1 / dispersion, rate * dispersion)).astype(np.float32)
+
+
+def _shuffled(sizes: list[int] | np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Group index of every cell, in random order."""
+    return rng.permutation(np.repeat(np.arange(len(sizes)), sizes))
+
+
+# --------------------------------------------------------------------------------- Patch-seq
+
+
+def _patchseq(rng: np.random.Generator) -> MuData:
+    classes = list(PATCHSEQ_GROUPS)
+    sizes = np.concatenate([PATCHSEQ_GROUPS[c] for c in classes])
+    parents = np.repeat(np.arange(len(classes)), [len(PATCHSEQ_GROUPS[c]) for c in classes])
+    met_names = [f"{c}-MET-{i + 1}" for c in classes for i in range(len(PATCHSEQ_GROUPS[c]))]
+    met = _shuffled(sizes, rng)
+    t_type, t_parent = _transcriptomic_types(met, sizes, rng)
+    centre = _profiles(parents, N_AXES, rng, parent=(1, 1.2), group=(1, 0.75))
+    phenotype = centre[met] + rng.normal(0, 0.55, (len(met), N_AXES))
+
+    rna = _patchseq_rna(t_type, parents[t_parent], phenotype, rng)
+    ephys = _patchseq_ephys(phenotype[:, :7], rng)
+    shape = phenotype[:, 4:] @ _loadings(N_AXES - 4, 20, 0.7, 0.5, rng)
+    shape = standardised(shape + rng.normal(0, 1.5, shape.shape))
+    morph, morph_names = simulate_morphology(shape, rng)
+    obs = pd.DataFrame(
+        {
+            "cell_type_TEM": np.array(met_names, dtype=object)[met],
+            "cell_type_T": [f"{classes[parents[t_parent[t]]]} T-{t + 1:02d}" for t in t_type],
+        },
+        index=_names("cell", len(met)),
+    )
+    return _assemble(
+        {
+            "rna": (rna, _names("gene", rna.shape[1])),
+            "ephys": (ephys, _names("ephys", ephys.shape[1])),
+            "morph": (morph, morph_names),
+        },
+        obs,
+    )
+
+
+def _transcriptomic_types(
+    met: np.ndarray, sizes: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Divide the MET types into 52 T types; a tenth of the cells straddle to a neighbour's."""
+    n_types = np.ones(len(sizes), dtype=int)
+    for _ in range(N_TRANSCRIPTOMIC_TYPES - len(sizes)):  # the next type where cells abound
+        n_types[np.argmax(sizes / (n_types + 0.7))] += 1
+    t_parent = np.repeat(np.arange(len(sizes)), n_types)
+    t_type = np.empty(len(met), dtype=int)
+    for g in range(len(sizes)):
+        own, cells = np.flatnonzero(t_parent == g), np.flatnonzero(met == g)
+        t_type[cells] = rng.permutation(np.resize(own, len(cells)))  # every type gets a cell
+    movable = (rng.random(len(met)) < 0.1) & (np.bincount(t_type)[t_type] > 4)
+    t_type[movable] = np.clip(t_type[movable] + rng.choice([-1, 1], movable.sum()), 0, 51)
+    return t_type, t_parent
+
+
+def _patchseq_rna(
+    t_type: np.ndarray, parents: np.ndarray, phenotype: np.ndarray, rng: np.random.Generator
+) -> np.ndarray:
+    """Full-length single-cell reads: log1p of counts per million, half of them zero."""
+    n_genes = 1252
+    profile = _profiles(parents, n_genes, rng, parent=(0.30, 1.5), group=(0.045, 1.5))
+    log_rate = (
+        rng.normal(-0.3, 2.1, n_genes).clip(-3.5)
+        + profile[t_type]
+        + phenotype @ _loadings(N_AXES, n_genes, 0.5, 0.3, rng)
+        + rng.normal(0, 0.4, (len(t_type), 1))
+    )
+    counts = _counts(np.exp(np.minimum(log_rate, 6)), 1.2, rng)
+    depth = np.exp(rng.normal(0, 0.15, (len(t_type), 1)))
+    return np.log1p(counts * 9.0 * depth).astype(np.float32)
+
+
+def _patchseq_ephys(phenotype: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Sparse principal components of the voltage traces: correlated scores of unequal scale."""
+    n, n_cells = 68, len(phenotype)
+    signal = np.tanh(0.35 * phenotype) @ _loadings(phenotype.shape[1], n, 1.3, 0.5, rng)
+    residual = rng.normal(size=(n_cells, 9)) @ _loadings(9, n, 0.55, 0.5, rng)
+    values = standardised(signal + residual + 0.4 * rng.standard_t(5, (n_cells, n)))
+    centre = np.where(rng.random(n) < 0.2, rng.normal(-6, 8, n), rng.normal(0, 0.3, n))
+    return (centre + np.exp(rng.normal(-0.1, 0.5, n)) * values).astype(np.float32)
+
+
+# ---------------------------------------------------------------------------------- DBiT-seq
+
+
+def _dbitseq(rng: np.random.Generator) -> MuData:
+    sizes = np.array(DBITSEQ_GROUPS)
+    position = _tissue(sizes.sum(), rng)  # (pixels, 2) on the 50 x 50 grid
+    region = _regions(position, sizes, rng)
+    smooth = _smooth_fields(position, 8, rng)  # (pixels, 8): capture efficiency, then gradients
+
+    n_genes = 568
+    parents = np.array([0, 1, 2, 2, 0, 0, 3, 3, 3, 1, 3, 1, 2])
+    profile = _profiles(parents, n_genes, rng, parent=(0.15, 0.25), group=(0.08, 0.3))
+    gradients = smooth[:, 1:] @ _loadings(7, n_genes, 0.33, 0.5, rng)
+    log_depth = 0.55 * smooth[:, :1] + 0.5 * rng.normal(size=(len(region), 1))
+    log_rate = rng.gumbel(-1.0, 0.75, n_genes) + profile[region] + gradients + log_depth
+    counts = _counts(np.exp(log_rate), 0.12, rng)
+    # Depth is known from all transcripts, of which these genes are a part.
+    depth = np.exp(log_depth + rng.normal(0, 0.1, log_depth.shape))
+    rna = np.log1p(counts / depth).astype(np.float32)
+
+    protein_profile = _profiles(parents, 22, rng, parent=(0.7, 0.04), group=(0.7, 0.03))
+    capture = 0.95 * standardised(log_depth) + 0.2 * rng.normal(size=log_depth.shape)
+    log_protein = -0.4 + 0.45 * capture * rng.normal(1, 0.08, 22) + protein_profile[region]
+    protein = np.exp(log_protein + rng.normal(0, 0.15, log_protein.shape))
+
+    obs = pd.DataFrame(
+        {
+            "cell_type": region.astype(str).astype(object),
+            "array_row": position[:, 0],
+            "array_col": position[:, 1],
+            "published_split": _published_split(region, rng).astype(object),
+        },
+        index=[f"{r}x{c}" for r, c in position],
+    )
+    genes = _names("gene", n_genes)
+    mdata = _assemble(
+        {
+            "rna": (rna, genes),
+            "protein": (protein.astype(np.float32), _names("protein", 22)),
+            "niche": (np.zeros_like(rna), genes),
+        },
+        obs,
+    )
+    mdata.obsm["spatial"] = position
+    recompute_niche([mdata], mdata)  # from the whole grid, as published
+    return mdata
+
+
+def _tissue(n_pixels: int, rng: np.random.Generator) -> np.ndarray:
+    """Grid positions of a connected, irregular section: the top of a smooth random landscape."""
+    grid = np.stack(np.meshgrid(np.arange(50), np.arange(50), indexing="ij"), axis=-1)
+    centred = (grid - 24.5) / 24.5
+    landscape = 0.35 * _landscape(6, rng)
+    landscape -= (centred[..., 0] / 0.95) ** 2 + (centred[..., 1] / 0.75) ** 2
+    landscape[rng.random((50, 50)) < 0.02] = -9  # channels that failed
+    kept = np.sort(np.argsort(landscape.ravel())[-n_pixels:])
+    return grid.reshape(-1, 2)[kept]
+
+
+def _smooth_fields(position: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
+    """``n`` smooth random fields read at the pixels, ``(pixels, n)``."""
+    return np.column_stack([_landscape(4, rng)[tuple(position.T)] for _ in range(n)])
+
+
+def _landscape(width: float, rng: np.random.Generator) -> np.ndarray:
+    """Smooth noise of unit variance on the 50 x 50 grid; ``width`` in pixels."""
+    field = gaussian_filter(rng.normal(size=(50, 50)), width)
+    return (field - field.mean()) / field.std()
+
+
+def _regions(position: np.ndarray, sizes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Contiguous regions of exactly the given sizes, by optimal transport of pixels to seeds."""
+    seeds = position[[rng.integers(len(position))]]
+    while len(seeds) < len(sizes):  # well apart, yet random: the best of a few candidates
+        candidates = position[rng.integers(len(position), size=6)]
+        gap = np.linalg.norm(candidates[:, None] - seeds[None], axis=-1).min(1)
+        seeds = np.vstack([seeds, candidates[gap.argmax()]])
+    cost = ((position[:, None] - seeds[None]) ** 2).sum(-1)  # squared: cells of a power diagram
+    slots = np.repeat(np.arange(len(sizes)), sizes)
+    return slots[linear_sum_assignment(cost[:, slots])[1]]
+
+
+def _published_split(region: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """748 training and 188 test pixels, scattered, with the published number of each region."""
+    split = np.full(len(region), "train")
+    for g, n in enumerate(DBITSEQ_TEST):
+        split[rng.choice(np.flatnonzero(region == g), n, replace=False)] = "test"
+    return split
+
+
+# --------------------------------------------------------------------------------- ATAC + gene
+
+
+def _atacseq(rng: np.random.Generator) -> MuData:
+    names = [t for lineage in ATACSEQ_GROUPS.values() for t in lineage]
+    parents = np.repeat(np.arange(len(ATACSEQ_GROUPS)), [len(v) for v in ATACSEQ_GROUPS.values()])
+    share = np.array([p for lineage in ATACSEQ_GROUPS.values() for p in lineage.values()])
+    batch = _shuffled([120] * len(BMMC_BATCHES), rng)
+    donor_share = share * np.exp(rng.normal(0, 0.4, (len(BMMC_BATCHES), len(names))))
+    donor_share /= donor_share.sum(1, keepdims=True)
+    group = np.array([rng.choice(len(names), p=donor_share[b]) for b in batch])
+    group[rng.choice(len(group), len(names), replace=False)] = np.arange(len(names))  # none absent
+    site = np.array([int(b[1]) - 1 for b in BMMC_BATCHES])[batch]
+    state = rng.normal(size=(len(group), 6))
+
+    def log_rate(n: int, base: np.ndarray, parent, own, shift: float) -> np.ndarray:
+        """Baseline + group + state + laboratory (site) and donor shifts, (cells, n)."""
+        return (
+            base
+            + _profiles(parents, n, rng, parent, own)[group]
+            + state @ rng.normal(0, 0.15, (6, n))
+            + rng.normal(0, shift, (4, n))[site]
+            + rng.normal(0, shift / 2, (len(BMMC_BATCHES), n))[batch]
+            + rng.normal(0, 0.35, (len(group), 1))
+        )
+
+    genes = log_rate(600, rng.normal(-1.6, 1.3, 600), (0.25, 1.1), (0.15, 0.9), 0.25)
+    peaks = log_rate(1000, rng.normal(-3.9, 0.9, 1000), (0.4, 1.2), (0.2, 1.0), 0.2)
+    opened = rng.random(peaks.shape) < -np.expm1(-np.exp(peaks))  # at least one fragment
+    obs = pd.DataFrame(
+        {
+            "cell_type": np.array(names, dtype=object)[group],
+            "batch": np.array(BMMC_BATCHES, dtype=object)[batch],
+        },
+        index=[
+            f"{c}-{BMMC_BATCHES[b]}" for c, b in zip(_names("cell", len(group)), batch, strict=True)
+        ],
+    )
+    return _assemble(
+        {
+            "atac": (csr_matrix(opened, dtype=np.float32), _names("peak", 1000)),
+            "rna": (_normalise_and_scale(_counts(np.exp(genes), 0.4, rng)), _names("gene", 600)),
+        },
+        obs,
+    )
+
+
+def _normalise_and_scale(counts: np.ndarray) -> np.ndarray:
+    """Library-size normalise, log1p, standardise over all cells and clip at 4, as the originals."""
+    total = counts.sum(1, keepdims=True)
+    x = np.log1p(counts * (np.median(total) / np.maximum(total, 1)))
+    sd = x.std(0, ddof=1)
+    return np.minimum((x - x.mean(0)) / np.where(sd > 0, sd, 1), 4).astype(np.float32)
+
+
+_STANDINS: dict[str, Callable[[np.random.Generator], MuData]] = {
+    "dbitseq": _dbitseq,
+    "patchseq": _patchseq,
+    "atacseq": _atacseq,
+}
+_SIZE = {
+    "dbitseq": "of the size of the original (936 pixels; 568 + 22 + 568 features)",
+    "patchseq": "of the size of the original (448 cells; 1252 + 68 + 514 features)",
+    "atacseq": "smaller than the original: 1,560 of 69,249 cells (1/44), 1,000 of 13,634 peaks "
+    "(1/14), 600 of 4,000 genes (1/7)",
+}

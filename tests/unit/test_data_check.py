@@ -1,0 +1,141 @@
+"""Each fault gets one error that names modality, key and remedy."""
+
+import anndata
+import mudata
+import numpy as np
+import pytest
+from scipy import sparse
+
+from scmoe.data import DataError, Transform, check
+
+
+def replace(mdata, name, adata):
+    """The same MuData with another modality."""
+    return mudata.MuData({**mdata.mod, name: adata})
+
+
+def with_x(adata, X):
+    return anndata.AnnData(X, obs=adata.obs.copy(), var=adata.var.copy())
+
+
+def test_a_good_mudata_passes_without_a_word(tiny):
+    assert check(tiny, "cell_type") == []
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("name", ["rna", "morph"])
+def test_values_that_are_not_finite_are_located(tiny, name, value):
+    X = tiny.mod[name].X.astype(np.float64)
+    X = X.tolil() if sparse.issparse(X) else X
+    X[7, 3] = value
+    tiny.mod[name].X = sparse.csr_matrix(X) if sparse.issparse(X) else X
+    feature = tiny.mod[name].var_names[3]
+    with pytest.raises(DataError, match=f"'{name}'.*'cell7'.*'{feature}'"):
+        check(tiny)
+
+
+def test_only_the_modalities_asked_for_are_read(tiny):
+    tiny.mod["morph"].X[:] = np.nan
+    check(tiny, modalities=["rna", "protein"])
+    with pytest.raises(DataError, match="morph"):
+        check(tiny)
+
+
+def test_an_unknown_modality_is_refused_with_what_there_is(tiny):
+    with pytest.raises(DataError, match="rna, protein, morph"):
+        check(tiny, modalities=["atac"])
+
+
+def test_an_anndata_is_refused_with_the_way_to_a_mudata(tiny):
+    with pytest.raises(DataError, match=r"scmoe\.data\.read"):
+        check(tiny.mod["rna"])
+
+
+def test_repeated_cells_are_named(tiny):
+    adata = tiny.mod["morph"].copy()
+    adata.obs_names = ["cell0", "cell0", *adata.obs_names[2:]]
+    with pytest.warns(UserWarning):
+        changed = replace(tiny, "morph", adata)
+    with pytest.raises(DataError, match="'morph': obs_names repeat .cell0"):
+        check(changed)
+
+
+def test_repeated_features_are_named(tiny):
+    tiny.mod["protein"].var_names = ["CD3", "CD3", *tiny.mod["protein"].var_names[2:]]
+    with pytest.raises(DataError, match="'protein': var_names repeat .CD3.*make_unique"):
+        check(tiny)
+
+
+def test_the_same_feature_name_in_two_modalities_is_fine(tiny):
+    tiny.mod["protein"].var_names = tiny.mod["rna"].var_names[:8]
+    check(tiny)
+    assert Transform().fit(tiny).modalities == ["rna", "protein", "morph"]
+
+
+def test_a_modality_changed_behind_the_mudatas_back_is_noticed(tiny):
+    tiny.mod["rna"] = tiny.mod["rna"][:30].copy()
+    with pytest.raises(DataError, match=r"'rna'.*mdata\.update\(\)"):
+        check(tiny)
+
+
+def test_modalities_of_other_cells_are_refused(tiny):
+    adata = tiny.mod["morph"].copy()
+    adata.obs_names = [f"other{i}" for i in range(60)]
+    with pytest.raises(DataError, match="'morph' shares no cell.*'other0'.*'cell0'"):
+        check(replace(tiny, "morph", adata))
+
+
+def test_a_transposed_modality_is_recognised(tiny):
+    with pytest.raises(DataError, match=r"'morph' is transposed.*adata\.T"):
+        check(replace(tiny, "morph", tiny.mod["morph"].T.copy()))
+
+
+@pytest.mark.parametrize("cut", [(slice(0, 0), slice(None)), (slice(None), slice(0, 0))])
+def test_an_empty_modality_is_refused(tiny, cut):
+    with pytest.raises(DataError, match="'morph' is empty"):
+        check(replace(tiny, "morph", tiny.mod["morph"][cut].copy()))
+
+
+@pytest.mark.parametrize("dtype", ["U5", "object", "complex64"])
+def test_values_that_are_not_numbers_are_refused(tiny, dtype):
+    adata = tiny.mod["morph"]
+    tiny.mod["morph"] = with_x(adata, adata.X.astype(dtype))
+    with pytest.raises(DataError, match="'morph': X holds .*astype"):
+        check(tiny)
+
+
+def test_a_modality_without_x_is_refused(tiny):
+    tiny.mod["morph"].X = None
+    with pytest.raises(DataError, match="'morph' has no X"):
+        check(tiny)
+
+
+def test_missing_labels_are_refused_with_the_columns_there_are(tiny):
+    with pytest.raises(DataError, match="no column 'leiden'.*cell_type.*label_key"):
+        check(tiny, "leiden")
+
+
+def test_labels_inside_a_modality_are_pointed_at(tiny):
+    tiny.mod["rna"].obs["leiden"] = "a"
+    with pytest.raises(DataError, match="modality 'rna' has it"):
+        check(tiny, "leiden")
+
+
+@pytest.mark.parametrize(
+    ("labels", "says"),
+    [
+        (["one"] * 60, "one group only"),
+        ([f"cell{i}" for i in range(60)], "a group for every cell"),
+        ([None, "a", "b"] * 20, "missing for 20 cells"),
+    ],
+)
+def test_labels_that_say_nothing_are_refused(tiny, labels, says):
+    tiny.obs["cell_type"] = labels
+    with pytest.raises(DataError, match=says):
+        check(tiny, "cell_type")
+
+
+def test_a_mudata_of_shared_features_is_refused(tiny):
+    halves = {"one": tiny.mod["morph"][:30].copy(), "two": tiny.mod["morph"][30:].copy()}
+    with pytest.raises(DataError, match="axis=0"):
+        check(mudata.MuData(halves, axis=1))

@@ -1,0 +1,520 @@
+"""Downloads come whole or not at all, from a server that is slow, broken, busy or hostile."""
+
+import gzip
+import io
+import json
+import multiprocessing
+import os
+import sys
+import tarfile
+import threading
+import time
+import zipfile
+from hashlib import md5
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import unquote
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+import scanpy as sc
+from scipy.sparse import csr_matrix
+
+from scmoe.data.__main__ import main
+from scmoe.data.catalog import COLLECTION, DATASETS
+from scmoe.data.check import DataError
+from scmoe.data.download import CHUNK, FetchError, Http
+from scmoe.data.fetch import RECORD, fetch
+from scmoe.data.manifest import is_from_zenodo
+from scmoe.data.multiome import build_pair, variable_features
+from scmoe.data.unpack import UnsafeArchiveError, unpack
+
+HASTY = Http(connect_timeout=2, read_timeout=0.5, attempts=3, backoff=0.01)
+PATCHSEQ = DATASETS["patchseq"].files
+
+
+class Zenodo(BaseHTTPRequestHandler):
+    """The two answers of Zenodo's API that matter, with faults that tests ask for.
+
+    `server.faults[key]` is a list of faults for the file (or "record"), one taken per request.
+    """
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        server = self.server
+        key = "record"
+        if self.path != f"/api/records/{RECORD}":
+            key = unquote(self.path.removeprefix(f"/api/records/{RECORD}/files/"))
+            key = key.removesuffix("/content")
+        server.log.append((self.command, key, self.headers.get("Range")))
+        fault = server.faults[key].pop(0) if server.faults.get(key) else None
+        if isinstance(fault, int):
+            return self._answer(fault, b"", {"Retry-After": server.retry_after})
+        if key == "record":
+            return self._answer(200, json.dumps(server.record()).encode())
+        if key not in server.files:
+            return self._answer(404, b'{"status": 404}')
+        self._send_file(server.files[key], fault)
+
+    do_HEAD = do_GET
+
+    def _send_file(self, body, fault):
+        start = 0
+        if (asked := self.headers.get("Range")) and fault != "ignore range":
+            start = int(asked.removeprefix("bytes=").removesuffix("-"))
+        if start >= len(body):
+            return self._answer(416, b"")
+        part, headers = body[start:], {}
+        if start:
+            headers["Content-Range"] = f"bytes {start}-{len(body) - 1}/{len(body)}"
+        self._answer(206 if start else 200, part, headers, fault)
+
+    def _answer(self, status, body, headers=(), fault=None):
+        self.send_response(status)
+        for name, value in dict(headers).items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command == "HEAD":
+            return
+        if fault == "cut":
+            self.wfile.write(body[: len(body) // 2])
+            self.close_connection = True
+        elif fault == "stall":
+            self.wfile.write(body[: len(body) // 2])
+            self.wfile.flush()
+            self.server.released.wait(5)
+            self.close_connection = True
+        elif fault == "slow":
+            for piece in range(0, len(body), len(body) // 5 + 1):
+                self.wfile.write(body[piece : piece + len(body) // 5 + 1])
+                self.wfile.flush()
+                time.sleep(0.1)
+        else:
+            self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+class Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Zenodo)
+        self.files, self.faults, self.log, self.wrong = {}, {}, [], set()
+        self.retry_after = "0"
+        self.released = threading.Event()
+        self.url = f"http://127.0.0.1:{self.server_port}/api"
+
+    def record(self):
+        return {
+            "id": RECORD,
+            "files": [
+                {
+                    "key": key,
+                    "size": len(body),
+                    "checksum": "md5:" + ("0" * 32 if key in self.wrong else md5(body).hexdigest()),
+                    "links": {"self": f"{self.url}/records/{RECORD}/files/{key}/content"},
+                }
+                for key, body in self.files.items()
+            ],
+        }
+
+    def asked(self, key):
+        return [wanted for command, name, wanted in self.log if name == key and command == "GET"]
+
+
+@pytest.fixture
+def zenodo(monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    server = Server()
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+    thread.start()
+    yield server
+    server.released.set()
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture(scope="module")
+def h5ads(tmp_path_factory):
+    """Tiny files by the names of the Patch-seq and DBiT-seq sets."""
+    folder, bodies = tmp_path_factory.mktemp("h5ad"), {}
+    for i, name in enumerate((*PATCHSEQ, *DATASETS["dbitseq"].files)):
+        obs = pd.DataFrame({"cell_type": ["a", "b"] * 20}, index=[f"c{k}" for k in range(40)])
+        values = np.random.default_rng(i).normal(size=(40, 500)).astype(np.float32)
+        ad.AnnData(values, obs).write_h5ad(folder / name)
+        bodies[name] = (folder / name).read_bytes()
+    return bodies
+
+
+@pytest.fixture
+def patchseq(h5ads):
+    return {name: h5ads[name] for name in PATCHSEQ}
+
+
+def get(zenodo, root, name="patchseq", **options):
+    options = {"yes": True, "url": zenodo.url, "progress": False, "http": HASTY} | options
+    return fetch(name, root, **options)
+
+
+def resumed(body):
+    """The range asked for after half of a file: all but the last unfinished chunk was kept."""
+    return f"bytes={len(body) // 2 // CHUNK * CHUNK}-"
+
+
+def assert_clean(root, name="patchseq", parts=0):
+    """No file of the set is there, and of the attempt only resumable parts are left."""
+    assert not list((root / COLLECTION).glob(f"{DATASETS[name].folder}/*"))
+    left = [p for p in (root / COLLECTION / ".download").glob("*") if p.name != "lock"]
+    assert [p.suffix for p in left] == [".part"] * parts
+
+
+def zipped(members):
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, body in members.items():
+            archive.writestr(name, body)
+    return out.getvalue()
+
+
+def tarred(members):
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w:gz") as archive:
+        for member, body in members:
+            member = member if isinstance(member, tarfile.TarInfo) else tarfile.TarInfo(member)
+            member.size = len(body)
+            archive.addfile(member, io.BytesIO(body))
+    return out.getvalue()
+
+
+def test_loose_files_arrive_byte_for_byte_and_are_known_to_be_zenodos(zenodo, patchseq, tmp_path):
+    zenodo.files = patchseq | {"README.md": b"not asked for"}
+    folder = get(zenodo, tmp_path)
+    assert folder == tmp_path / COLLECTION / "patchseq"
+    assert {name: (folder / name).read_bytes() for name in PATCHSEQ} == patchseq
+    assert all(is_from_zenodo(folder / name) for name in PATCHSEQ)
+    assert not zenodo.asked("README.md")
+    noted = json.loads((folder / "fetched.json").read_text())
+    assert noted["address"] == f"10.5281/zenodo.{RECORD}"
+    assert noted["files"][PATCHSEQ[0]]["md5"] == md5(patchseq[PATCHSEQ[0]]).hexdigest()
+    assert [p.name for p in (tmp_path / COLLECTION / ".download").iterdir()] == ["lock"]
+
+
+def test_what_is_there_is_not_downloaded_again_and_the_users_own_files_are_left_alone(
+    zenodo, patchseq, tmp_path
+):
+    zenodo.files = patchseq
+    own = tmp_path / COLLECTION / "patchseq" / PATCHSEQ[0]
+    own.parent.mkdir(parents=True)
+    own.write_bytes(b"my own")
+    folder = get(zenodo, tmp_path)
+    assert own.read_bytes() == b"my own" and not is_from_zenodo(own)
+    assert is_from_zenodo(folder / PATCHSEQ[1])
+    asked = len(zenodo.log)
+    get(zenodo, tmp_path)
+    assert len(zenodo.log) == asked
+
+
+def test_a_fetched_file_that_changed_is_fetched_again(zenodo, patchseq, tmp_path):
+    zenodo.files = patchseq
+    folder = get(zenodo, tmp_path)
+    body = bytearray(patchseq[PATCHSEQ[1]])
+    body[-1] ^= 1
+    (folder / PATCHSEQ[1]).write_bytes(body)
+    assert not is_from_zenodo(folder / PATCHSEQ[1])
+    get(zenodo, tmp_path)
+    assert (folder / PATCHSEQ[1]).read_bytes() == patchseq[PATCHSEQ[1]]
+    assert len(zenodo.asked(PATCHSEQ[0])) == 1 and len(zenodo.asked(PATCHSEQ[1])) == 2
+
+
+@pytest.mark.parametrize("fault", ["slow", "cut", "stall", 503, 429])
+def test_a_passing_fault_is_survived(zenodo, patchseq, tmp_path, fault):
+    zenodo.files, key = patchseq, PATCHSEQ[0]
+    zenodo.faults = {key: [fault], "record": [fault] if isinstance(fault, int) else []}
+    folder = get(zenodo, tmp_path)
+    assert (folder / key).read_bytes() == patchseq[key]
+    again = {"slow": [], "cut": [resumed(patchseq[key])], "stall": [resumed(patchseq[key])]}
+    assert zenodo.asked(key)[1:] == again.get(fault, [None])
+
+
+def test_a_server_that_does_not_resume_is_read_from_the_start(zenodo, patchseq, tmp_path):
+    zenodo.files, key = patchseq, PATCHSEQ[0]
+    zenodo.faults = {key: ["cut", "ignore range"]}
+    assert (get(zenodo, tmp_path) / key).read_bytes() == patchseq[key]
+
+
+def test_too_many_requests_waits_as_long_as_it_is_told(zenodo, patchseq, tmp_path):
+    zenodo.files, zenodo.faults, zenodo.retry_after = patchseq, {"record": [429]}, "1"
+    start = time.monotonic()
+    get(zenodo, tmp_path)
+    assert time.monotonic() - start >= 1
+
+
+def test_a_server_that_asks_for_an_hour_is_not_waited_for(zenodo, patchseq, tmp_path):
+    zenodo.files, zenodo.faults, zenodo.retry_after = patchseq, {PATCHSEQ[0]: [429]}, "3600"
+    with pytest.raises(FetchError, match="wait 3600 s"):
+        get(zenodo, tmp_path)
+    assert_clean(tmp_path)
+
+
+def test_a_download_cut_off_for_good_is_resumed_by_the_next_call(zenodo, patchseq, tmp_path):
+    zenodo.files, key = patchseq, PATCHSEQ[0]
+    zenodo.faults = {key: ["cut", 503, 503, 503]}
+    with pytest.raises(FetchError, match="bytes are kept, run it again to go on"):
+        get(zenodo, tmp_path)
+    assert_clean(tmp_path, parts=1)
+    unfinished = tmp_path / COLLECTION / ".download"
+    (unfinished / "tmpkilled").touch()  # as if a process had been killed meanwhile
+    (unfinished / "unpacking").mkdir()
+    assert (get(zenodo, tmp_path) / key).read_bytes() == patchseq[key]
+    assert zenodo.asked(key)[-1] == resumed(patchseq[key])
+    assert [p.name for p in unfinished.iterdir()] == ["lock"]
+
+
+def test_a_spoilt_partial_file_does_not_spoil_the_result(zenodo, patchseq, tmp_path):
+    zenodo.files, key = patchseq, PATCHSEQ[0]
+    zenodo.faults = {key: ["cut", 503, 503, 503]}
+    with pytest.raises(FetchError):
+        get(zenodo, tmp_path)
+    (part,) = (tmp_path / COLLECTION / ".download").glob("*.part")
+    part.write_bytes(b"x" * part.stat().st_size)
+    assert (get(zenodo, tmp_path) / key).read_bytes() == patchseq[key]
+
+
+def test_a_wrong_checksum_is_refused_and_deleted(zenodo, patchseq, tmp_path):
+    zenodo.files, zenodo.wrong = patchseq, {PATCHSEQ[0]}
+    with pytest.raises(FetchError, match="another checksum"):
+        get(zenodo, tmp_path)
+    assert_clean(tmp_path)
+
+
+def test_a_missing_file_and_a_missing_record_are_told_apart(zenodo, patchseq, tmp_path):
+    zenodo.files = patchseq
+    record = zenodo.record()
+    zenodo.files, zenodo.record = {}, lambda: record
+    with pytest.raises(FetchError, match=f"{PATCHSEQ[0]}.* answered 404"):
+        get(zenodo, tmp_path)
+    assert_clean(tmp_path)
+    with pytest.raises(FetchError, match=f"records/{RECORD} answered 404"):
+        get(zenodo, tmp_path, url=zenodo.url + "/elsewhere")
+    with pytest.raises(FetchError, match="3 attempts failed"):
+        get(zenodo, tmp_path, url="http://127.0.0.1:9/api")
+
+
+def test_a_record_without_the_files_says_what_it_has(zenodo, tmp_path):
+    zenodo.files = {"notes.txt": b"nothing else"}
+    with pytest.raises(FetchError, match="neither .* nor an archive; it has: notes.txt"):
+        get(zenodo, tmp_path)
+    zenodo.files = {"collection.zip": zipped({"other/x.h5ad": b"x"})}
+    with pytest.raises(FetchError, match="does not hold adata_Ephys_TEM.h5ad"):
+        get(zenodo, tmp_path)
+    assert_clean(tmp_path)
+
+
+def test_a_page_in_place_of_a_file_is_refused(zenodo, patchseq, tmp_path):
+    zenodo.files = patchseq | {PATCHSEQ[2]: b"<html>please log in</html>"}
+    with pytest.raises(FetchError, match="not an h5ad file"):
+        get(zenodo, tmp_path)
+    assert not list((tmp_path / COLLECTION / "patchseq").glob("*"))
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar.gz"])
+def test_one_archive_gives_every_set_that_it_holds(zenodo, h5ads, tmp_path, kind):
+    members = {
+        f"{COLLECTION}/{'patchseq' if name in PATCHSEQ else 'DBiTSeq'}/{name}": body
+        for name, body in h5ads.items()
+    } | {f"__MACOSX/._{PATCHSEQ[0]}": b"junk", f"other/{PATCHSEQ[0]}": b"not this one"}
+    archive = zipped(members) if kind == "zip" else tarred(members.items())
+    zenodo.files = {f"{COLLECTION}.{kind}": archive}
+    zenodo.faults = {f"{COLLECTION}.{kind}": ["cut"]}
+    folder = get(zenodo, tmp_path)
+    get(zenodo, tmp_path, "dbitseq")
+    assert len(zenodo.asked(f"{COLLECTION}.{kind}")) == 2  # cut and resumed, for both sets
+    for name, body in h5ads.items():
+        path = (folder if name in PATCHSEQ else folder.with_name("DBiTSeq")) / name
+        assert path.read_bytes() == body and is_from_zenodo(path)
+    assert sorted(p.name for p in folder.parent.iterdir()) == [".download", "DBiTSeq", "patchseq"]
+
+
+def link(name, target, kind=tarfile.SYMTYPE):
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, target
+    return info
+
+
+def zip_link(name, target):
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        info = zipfile.ZipInfo(name)
+        info.external_attr = 0o120777 << 16
+        archive.writestr(info, target)
+    return out.getvalue()
+
+
+EVIL = {
+    "absolute.zip": lambda: zipped({"/tmp/evil": b"x"}),
+    "parent.zip": lambda: zipped({"patchseq/../../evil": b"x"}),
+    "backslash.zip": lambda: zipped({"patchseq\\..\\..\\evil": b"x"}),
+    "drive.zip": lambda: zipped({"C:/evil": b"x"}),
+    "link.zip": lambda: zip_link("patchseq/evil", "/etc/passwd"),
+    "bomb.zip": lambda: zipped({"patchseq/adata_RNA_TEM.h5ad": bytes(40 << 20)}),
+    "absolute.tar": lambda: tarred([("/tmp/evil", b"x")]),
+    "parent.tar": lambda: tarred([("../evil", b"x")]),
+    "symlink.tar": lambda: tarred([(link("patchseq/evil", "/etc/passwd"), b"")]),
+    "hardlink.tar": lambda: tarred([(link("evil", "/etc/passwd", tarfile.LNKTYPE), b"")]),
+    "device.tar": lambda: tarred([(link("evil", "", tarfile.CHRTYPE), b"")]),
+    "bomb.tar": lambda: tarred([("patchseq/adata_RNA_TEM.h5ad", bytes(40 << 20))]),
+}
+
+
+@pytest.mark.parametrize("name", EVIL)
+def test_an_archive_with_an_evil_member_is_refused_as_a_whole(zenodo, patchseq, tmp_path, name):
+    zenodo.files = {name: EVIL[name]()}
+    with pytest.raises(UnsafeArchiveError, match="refused"):
+        get(zenodo, tmp_path / "deep" / "root")
+    assert_clean(tmp_path / "deep" / "root")
+    assert not list(tmp_path.rglob("evil*"))
+
+
+def test_an_evil_member_after_good_ones_leaves_nothing(tmp_path):
+    archive = tmp_path / "a.zip"
+    archive.write_bytes(zipped({"good": b"x", "../evil": b"x"}))
+    with pytest.raises(UnsafeArchiveError):
+        unpack(archive, lambda names: {"good": tmp_path / "good"})
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.zip"]
+
+
+def test_a_damaged_archive_is_refused(zenodo, patchseq, tmp_path):
+    body = zipped({f"patchseq/{name}": data for name, data in patchseq.items()})
+    for damaged in (body[: len(body) // 2], b"no archive at all", body[:200] + b"?" + body[201:]):
+        zenodo.files = {"patchseq.zip": damaged}
+        with pytest.raises(FetchError, match="damaged or no archive"):
+            get(zenodo, tmp_path)
+        assert_clean(tmp_path)
+
+
+def test_nothing_is_downloaded_without_consent(zenodo, patchseq, tmp_path, monkeypatch, capsys):
+    zenodo.files = patchseq
+    for answer in ("n\n", "\n", ""):
+        monkeypatch.setattr("sys.stdin", io.StringIO(answer))
+        with pytest.raises(FetchError, match="not downloaded|--yes"):
+            get(zenodo, tmp_path, yes=False)
+    assert "0.4 MB" in capsys.readouterr().out
+    assert not zenodo.asked(PATCHSEQ[0]) and not list(tmp_path.iterdir())
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))
+    get(zenodo, tmp_path, yes=False)
+    assert zenodo.asked(PATCHSEQ[0])
+
+
+def test_the_command_line_says_what_went_wrong_in_one_line(zenodo, patchseq, tmp_path, monkeypatch):
+    monkeypatch.setenv("SCMOE_ZENODO_URL", zenodo.url)
+    err = io.StringIO()
+    monkeypatch.setattr("sys.stderr", err)
+    zenodo.files = {"notes.txt": b"nothing else"}
+    assert main(["fetch", "patchseq", "--root", str(tmp_path), "--yes"]) == 1
+    assert err.getvalue().startswith("error: ") and err.getvalue().count("\n") == 1
+    zenodo.files = patchseq
+    assert main(["fetch", "patchseq", "--root", str(tmp_path), "--yes"]) == 0
+
+
+def test_the_command_line_lists_what_is_here(tmp_path, capsys):
+    assert main(["list", "--root", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in DATASETS) and "False" in out
+
+
+def test_unknown_names_and_sources_are_refused(tmp_path):
+    with pytest.raises(DataError, match="no data set 'mnist'"):
+        fetch("mnist", tmp_path)
+    with pytest.raises(DataError, match="only atacseq is at GEO"):
+        fetch("patchseq", tmp_path, source="geo")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="starts its processes by forking")
+@pytest.mark.filterwarnings("ignore:.*fork")  # the child uses nothing that another thread holds
+def test_two_processes_started_together_download_once(zenodo, patchseq, tmp_path):
+    zenodo.files, zenodo.faults = patchseq, {PATCHSEQ[0]: ["slow"] * 2}
+    start = multiprocessing.get_context("fork")
+    both = [start.Process(target=get, args=(zenodo, tmp_path)) for _ in range(2)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join(60)
+    assert [process.exitcode for process in both] == [0, 0]
+    assert [len(zenodo.asked(name)) for name in PATCHSEQ] == [1, 1, 1]
+    assert is_from_zenodo(tmp_path / COLLECTION / "patchseq" / PATCHSEQ[0])
+
+
+def multiome(n_cells=300, n_genes=120, n_peaks=200):
+    """Counts of genes and peaks side by side, and X stored log-transformed, as at GEO."""
+    rng = np.random.default_rng(0)
+    rate = np.exp(rng.normal(-1, 1, n_genes + n_peaks) + 0.5 * rng.normal(size=(n_cells, 1)))
+    counts = csr_matrix(rng.poisson(rng.gamma(1, rate)).astype(np.float32))
+    adata = ad.AnnData(counts.log1p(), layers={"counts": counts})
+    adata.var["feature_types"] = ["GEX"] * n_genes + ["ATAC"] * n_peaks
+    adata.obs["cell_type"], adata.obs["batch"] = rng.choice(["T", "B"], n_cells), "s1d1"
+    return adata
+
+
+def test_the_multiome_pair_follows_the_recipe(tmp_path):
+    pytest.importorskip("skmisc", reason="scikit-misc is not installed")
+    adata = multiome()
+    adata.write_h5ad(tmp_path / "original.h5ad")
+    files = build_pair(tmp_path / "original.h5ad", tmp_path, n_genes=50)
+    genes = adata[:, adata.var["feature_types"] == "GEX"].copy()
+    genes.X = genes.layers["counts"].copy()
+    sc.pp.highly_variable_genes(genes, flavor="seurat_v3", n_top_genes=50, subset=True)
+    sc.pp.normalize_total(genes)
+    sc.pp.log1p(genes)
+    genes.X = genes.X.toarray()
+    sc.pp.scale(genes, max_value=4)
+    built = ad.read_h5ad(files["gex_processed.h5ad"])
+    assert built.X.dtype == np.float32 and list(built.var_names) == list(genes.var_names)
+    np.testing.assert_allclose(built.X, genes.X, atol=1e-5)
+    peaks = adata[:, adata.var["feature_types"] == "ATAC"].copy()
+    sc.pp.highly_variable_genes(peaks, subset=True)
+    built = ad.read_h5ad(files["atac_processed.h5ad"])
+    assert list(built.var_names) == list(peaks.var_names)
+    assert ((peaks.X > 0) != built.X).nnz == 0 and set(built.obs) == {"cell_type", "batch"}
+
+
+def test_variable_features_are_scanpys_default(tmp_path):
+    x = np.log1p(np.random.default_rng(1).poisson(0.4, (100, 70)) * 1.0)
+    x[:, :2] = 0, 3  # never seen; alone in its bin
+    x = np.hstack([x.T * 0.5, x.T]).T
+    expected = sc.pp.highly_variable_genes(ad.AnnData(x), inplace=False)["highly_variable"]
+    original = np.expm1(x)
+    assert list(variable_features(original.mean(0), original.var(0, ddof=1))) == list(expected)
+
+
+def test_atacseq_is_built_from_the_original_where_asked(zenodo, tmp_path, monkeypatch):
+    pytest.importorskip("skmisc", reason="scikit-misc is not installed")
+    multiome(n_genes=4100, n_cells=60).write_h5ad(tmp_path / "original.h5ad")
+    packed = gzip.compress((tmp_path / "original.h5ad").read_bytes(), 1)
+    zenodo.files, zenodo.faults = {"m.gz": packed}, {"m.gz": [None, "cut"]}
+    url = f"{zenodo.url}/records/{RECORD}/files/m.gz/content"
+    folder = get(zenodo, tmp_path, "atacseq", source="geo", url=url)
+    assert ad.read_h5ad(folder / "gex_processed.h5ad").shape == (60, 4000)
+    assert not is_from_zenodo(folder / "gex_processed.h5ad")
+    assert json.loads((folder / "fetched.json").read_text())["source"] == "geo"
+    assert [p.name for p in (tmp_path / COLLECTION / ".download").iterdir()] == ["lock"]
+
+
+def test_a_missing_package_is_noticed_before_the_download(zenodo, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "skmisc", None)
+    with pytest.raises(FetchError, match="pip install scikit-misc"):
+        get(zenodo, tmp_path, "atacseq", source="geo", url=zenodo.url)
+    assert not zenodo.log
+
+
+def test_a_damaged_original_is_deleted(zenodo, tmp_path):
+    pytest.importorskip("skmisc", reason="scikit-misc is not installed")
+    zenodo.files = {"m.gz": b"\x1f\x8b\x08 not really"}
+    url = f"{zenodo.url}/records/{RECORD}/files/m.gz/content"
+    with pytest.raises(FetchError, match="arrived damaged"):
+        get(zenodo, tmp_path, "atacseq", source="geo", url=url)
+    assert_clean(tmp_path, "atacseq")
