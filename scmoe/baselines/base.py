@@ -1,0 +1,207 @@
+"""What the simple methods share: the transform, the bookkeeping, and principal components."""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from mudata import MuData
+from scipy import sparse
+from sklearn.decomposition import PCA, TruncatedSVD
+from sklearn.model_selection import KFold, StratifiedKFold
+
+from scmoe.data import DataError, Split, Transform, check
+from scmoe.data.blocks import row_blocks
+
+N_FOLDS = 5
+MAX_COMPONENTS = 256
+
+
+class Baseline:
+    """A method with the interface of :class:`scmoe.ScMoE`; a subclass adds what it can do.
+
+    Parameters
+    ----------
+    modalities
+        Use these only; default: all that the split has.
+    seed
+        Of everything random, and the seed that its records carry; default: the split's.
+
+    Attributes
+    ----------
+    method : name in tables.
+    groups_, modalities_, label_key_, transform_, info_ : what it was fitted to.
+    """
+
+    task = "supervised"
+
+    def __init__(self, modalities: Sequence[str] | None = None, seed: int | None = None):
+        self.modalities = None if modalities is None else list(modalities)
+        self.seed = seed
+
+    def _start(self, split: Split) -> None:
+        """Set the attributes that every method has; the transform sees `split.train` alone."""
+        self.modalities_ = self.modalities or list(split.modalities)
+        if unknown := [m for m in self.modalities_ if m not in split.modalities]:
+            raise DataError(f"no modality '{unknown[0]}'; there are: {', '.join(split.modalities)}")
+        self.label_key_ = split.label_key
+        supervised = self.task == "supervised"
+        self.groups_ = [g if supervised else str(i) for i, g in enumerate(map(str, split.groups))]
+        if len(self.groups_) < 2 and self.task != "translation":
+            raise DataError(
+                f"{len(self.groups_)} groups in the training cells' obs[{split.label_key!r}]; "
+                "at least 2 are needed"
+            )
+        self.transform_ = Transform().fit(split.train)
+        self.seed_ = split.seed if self.seed is None else self.seed
+        self.info_ = {
+            "dataset": split.name,
+            "data_source": split.data_source,
+            "protocol": "strict",
+            "fold": split.fold,
+            "seed": self.seed_,
+        }
+
+    def _training_cells(self, split: Split) -> tuple[dict, dict, np.ndarray]:
+        """Scaled training and validation cells, as :meth:`_matrices` gives them, and their labels.
+
+        Labels are positions in `split.groups`, shape `(n_cells,)`; -1 where there are none.
+        """
+        parts = [self._matrices(part, self.modalities_) for part in (split.train, split.val)]
+        matrices = {m: _stack([x[m] for x, _ in parts]) for m in self.modalities_}
+        present = {m: np.concatenate([has[m] for _, has in parts]) for m in self.modalities_}
+        labels = np.full(split.train.n_obs + split.val.n_obs, -1)
+        if split.label_key is not None:
+            names = [part.obs[split.label_key].astype(str) for part in (split.train, split.val)]
+            labels = pd.Index(map(str, split.groups)).get_indexer(np.concatenate(names))
+        return matrices, present, labels
+
+    def transform(self, mdata: MuData) -> MuData:
+        """Cells as the method sees them: filtered, scaled, features named."""
+        return self.transform_.transform(mdata, self._available(mdata))
+
+    def _available(self, mdata: MuData) -> list[str]:
+        if not isinstance(mdata, MuData):
+            check(mdata)
+        available = [m for m in self.modalities_ if m in mdata.mod]
+        if not available:
+            raise DataError(
+                f"none of the modalities {', '.join(self.modalities_)} is in this MuData "
+                f"(it has {', '.join(mdata.mod)})"
+            )
+        return available
+
+    def _matrices(self, mdata: MuData, modalities: Sequence[str] | None = None):
+        """Scaled values of every cell and which cells have them, by modality.
+
+        Returns
+        -------
+        `{modality: (n_cells, n_features)}`, dense or CSR, zero where a cell lacks the modality, and
+        `{modality: (n_cells,)}` bool.
+        """
+        modalities = modalities or self._available(mdata)
+        scaled = self.transform_.transform(mdata, modalities)
+        matrices, present = {}, {}
+        for m in modalities:
+            rows = mdata.obs_names.get_indexer(scaled[m].obs_names)
+            present[m] = np.zeros(mdata.n_obs, bool)
+            present[m][rows] = True
+            n, place = len(rows), (rows, np.arange(len(rows)))
+            place = sparse.csr_matrix((np.ones(n, np.float32), place), (mdata.n_obs, n))
+            matrices[m] = place @ scaled[m].X
+        return matrices, present
+
+    def _check_translation(self, target: str, source, units: str) -> list[str]:
+        sources = [source] if isinstance(source, str) else list(source)
+        if unknown := [m for m in [target, *sources] if m not in self.modalities_]:
+            raise DataError(
+                f"modality '{unknown[0]}' was not seen in training; "
+                f"known: {', '.join(self.modalities_)}"
+            )
+        if target in sources:
+            raise ValueError(f"target {target!r} is also a source; it must not be read")
+        if units not in ("measured", "scaled"):
+            raise ValueError(f"units={units!r} must be 'measured' or 'scaled'")
+        return sources
+
+    def _write(self, block_of, present: np.ndarray, target: str, units: str, out) -> np.ndarray:
+        """Fill `out` a block of cells at a time, with NaN where nothing can be predicted.
+
+        `block_of(rows)` gives the scaled values of the cells in that slice; `present` says which
+        cells have a source.
+        """
+        shape = len(present), len(self.transform_.features[target])
+        for start, rows in row_blocks(np.broadcast_to(np.float32(0), shape)):
+            here = slice(start, start + len(rows))
+            block = np.asarray(block_of(here), np.float32)
+            block = block if units == "scaled" else self.transform_.inverse(block, target)
+            if out is None:
+                out = np.empty((len(present), block.shape[1]), np.float32)
+            out[here] = np.where(present[here, None], block, np.nan)
+        return out
+
+    def _group_table(self, probabilities: np.ndarray, cells: pd.Index) -> pd.DataFrame:
+        """The table that `predict` gives: column `group`, then a probability per group."""
+        table = pd.DataFrame(probabilities, index=cells, columns=self.groups_)
+        table.insert(0, "group", np.array(self.groups_)[probabilities.argmax(1)])
+        return table
+
+
+def _stack(parts: list):
+    return sparse.vstack(parts, format="csr") if sparse.issparse(parts[0]) else np.vstack(parts)
+
+
+class Components:
+    """Leading principal components, scaled together so that a cell's mean squared length is 1.
+
+    Sparse values are not centred (that would make them dense): their components are those of the
+    truncated singular value decomposition.
+    """
+
+    def __init__(self, X, n_components: int = MAX_COMPONENTS, seed: int = 0):
+        n = min(n_components, X.shape[1], X.shape[0] - 1)
+        if sparse.issparse(X):
+            self.model = TruncatedSVD(max(1, min(n, X.shape[1] - 1)), random_state=seed)
+        else:
+            solver = "full" if min(X.shape) <= 2000 else "randomized"
+            self.model = PCA(max(1, n), svd_solver=solver, random_state=seed)
+        Z = self.model.fit_transform(X).astype(np.float64)
+        self.n = Z.shape[1]
+        self.mean = Z.mean(0)
+        self.scale = np.sqrt(np.square(Z - self.mean).sum(1).mean()) or 1.0
+
+    def __call__(self, X) -> np.ndarray:
+        """Scores `(n_cells, n_components)`."""
+        return (self.model.transform(X) - self.mean) / self.scale
+
+
+def inner_folds(labels: np.ndarray | None, n_cells: int, seed: int) -> list[np.ndarray]:
+    """Cells that each of five folds holds out, stratified by label where labels are given."""
+    n_folds = min(N_FOLDS, n_cells)
+    if labels is None:
+        folds = KFold(n_folds, shuffle=True, random_state=seed)
+        return [test for _, test in folds.split(np.empty(n_cells))]
+    n_folds = min(n_folds, np.bincount(labels).max())
+    folds = StratifiedKFold(n_folds, shuffle=True, random_state=seed)
+    with warnings.catch_warnings():  # groups smaller than the number of folds: meant
+        warnings.filterwarnings("ignore", message="The least populated class")
+        return [test for _, test in folds.split(labels, labels)]
+
+
+def require(package: str, method: str):
+    """Import what only one method needs.
+
+    Raises
+    ------
+    ImportError
+        That says how to install it.
+    """
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise ImportError(
+            f"{method} needs {package}, which is not installed: pip install 'scmoe[peers]'"
+        ) from error

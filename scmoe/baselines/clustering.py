@@ -1,0 +1,167 @@
+"""Clusters of principal components; the number of groups is given, no label is seen.
+
+Training and validation cells are clustered; a new cell joins the nearest cluster, so that its
+cluster does not depend on which other cells come with it.
+"""
+
+from __future__ import annotations
+
+import random
+import warnings
+
+import anndata as ad
+import mudata as md
+import numpy as np
+import pandas as pd
+from scipy import sparse
+from sklearn import cluster
+from sklearn.neighbors import NearestNeighbors, kneighbors_graph
+
+from scmoe.baselines.base import Baseline, Components, require
+from scmoe.data import Split
+
+N_COMPONENTS = 20
+N_NEIGHBORS = 15
+N_BISECTIONS = 25
+
+
+class _Clusters(Baseline):
+    """Components of every modality, each modality scaled to the same total variance, clustered."""
+
+    task = "unsupervised"
+
+    def fit(self, split: Split):
+        """Cluster training and validation cells; `split.test` and all labels are left alone."""
+        self._start(split)
+        matrices, present, _ = self._training_cells(split)
+        self.components_ = {
+            m: Components(x[present[m]], N_COMPONENTS, self.seed_) for m, x in matrices.items()
+        }
+        self._cluster(self._blocks(matrices, present), present)
+        return self
+
+    def _blocks(self, matrices, present) -> dict[str, np.ndarray]:
+        """Components `(n_cells, p)` by modality, zero for what is not there."""
+        n = len(next(iter(present.values())))
+        return {
+            m: self.components_[m](matrices[m]) * present[m][:, None]
+            if m in matrices
+            else np.zeros((n, self.components_[m].n))
+            for m in self.modalities_
+        }
+
+    def predict(self, mdata: md.MuData) -> pd.DataFrame:
+        """Cluster of every cell: column ``group``, then a probability per cluster."""
+        matrices, present = self._matrices(mdata)
+        return self._group_table(self._assign(self._blocks(matrices, present)), mdata.obs_names)
+
+    def get_latent_representation(self, mdata: md.MuData) -> np.ndarray:
+        """Components of all modalities side by side `(n_cells, p)`."""
+        return np.hstack(list(self._blocks(*self._matrices(mdata)).values()))
+
+
+class KMeans(_Clusters):
+    """k-means, the best of 20 starts; a cell belongs to its cluster with probability 1."""
+
+    method = "k-means"
+
+    def _cluster(self, blocks, present):
+        model = cluster.KMeans(len(self.groups_), n_init=20, random_state=self.seed_)
+        self.model_ = model.fit(np.hstack(list(blocks.values())))
+
+    def _assign(self, blocks):
+        return np.eye(len(self.groups_))[self.model_.predict(np.hstack(list(blocks.values())))]
+
+
+class Leiden(_Clusters):
+    """Leiden communities of a nearest-neighbour graph (Traag et al. 2019).
+
+    The resolution is searched for that gives the given number of groups, or next to it. A new
+    cell's probabilities are its nearest cells' shares.
+    """
+
+    method = "Leiden"
+
+    def _cluster(self, blocks, present):
+        self._blocks_, self.weights_ = blocks, None
+        joint = np.hstack(list(blocks.values()))
+        graph = kneighbors_graph(joint, min(N_NEIGHBORS, len(joint) - 1))
+        self.clusters_ = communities(graph + graph.T, len(self.groups_), self.seed_)
+
+    def _assign(self, blocks):
+        joint = [np.hstack(list(b.values())) for b in (self._blocks_, blocks)]
+        return self._votes(*joint)
+
+    def _votes(self, known: np.ndarray, new: np.ndarray) -> np.ndarray:
+        index = NearestNeighbors(n_neighbors=min(N_NEIGHBORS, len(known))).fit(known)
+        near = index.kneighbors(new, return_distance=False)  # (n_cells, k)
+        return np.eye(len(self.groups_))[self.clusters_[near]].mean(1)
+
+
+class WNN(Leiden):
+    """Leiden communities of muon's weighted nearest neighbours (Hao et al. 2021).
+
+    A new cell's probabilities are the shares of its nearest cells in each modality, weighted by
+    the modality weights of those cells. Needs `muon`, and every cell in every modality.
+    """
+
+    method = "weighted nearest neighbours + Leiden"
+
+    def _cluster(self, blocks, present):
+        muon, scanpy = require("muon", "WNN"), require("scanpy", "WNN")
+        cells = [str(i) for i in range(len(next(iter(blocks.values()))))]
+        parts = {m: ad.AnnData(z, pd.DataFrame(index=cells)) for m, z in blocks.items()}
+        for part in parts.values():
+            scanpy.pp.neighbors(part, N_NEIGHBORS, use_rep="X", random_state=self.seed_)
+        mdata = md.MuData(parts)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            muon.pp.neighbors(mdata, n_neighbors=N_NEIGHBORS, random_state=self.seed_)
+        self._blocks_ = blocks
+        self.weights_ = {m: mdata.obs[f"{m}:mod_weight"].to_numpy() for m in blocks}
+        graph = mdata.obsp["connectivities"]
+        self.clusters_ = communities(graph + graph.T, len(self.groups_), self.seed_)
+
+    def _assign(self, blocks):
+        total = 0
+        for m, known in self._blocks_.items():
+            near = NearestNeighbors(n_neighbors=min(N_NEIGHBORS, len(known))).fit(known)
+            weight = self.weights_[m][near.kneighbors(blocks[m], return_distance=False)].mean(1)
+            total = total + weight[:, None] * self._votes(known, blocks[m])
+        return total / total.sum(1, keepdims=True)
+
+
+def communities(graph: sparse.spmatrix, n_groups: int, seed: int) -> np.ndarray:
+    """Leiden communities of a weighted undirected graph, `n_groups` of them where that can be had.
+
+    Modularity's resolution is bisected. Should no resolution give the number, the nearest smaller
+    one is taken, and if there is none, all cells are one community.
+
+    Returns
+    -------
+    Community of each cell `(n_cells,)`, 0 the largest.
+    """
+    igraph = require("igraph", "Leiden")
+    upper = sparse.triu(graph, k=1).tocoo()
+    edges = np.c_[upper.row, upper.col].tolist()
+    network = igraph.Graph(n=graph.shape[0], edges=edges)
+    low, high, best = 1e-3, 20.0, np.zeros(graph.shape[0], int)
+    generator = random.Random(seed)
+    igraph.set_random_number_generator(generator)
+    try:
+        for _ in range(N_BISECTIONS):
+            resolution = (low * high) ** 0.5
+            generator.seed(seed)
+            found = network.community_leiden(
+                "modularity", weights=upper.data.tolist(), resolution=resolution, n_iterations=10
+            )
+            n_found, found = len(found), np.array(found.membership)
+            if best.max() + 1 < n_found <= n_groups:
+                best = found
+            if n_found == n_groups:
+                break
+            low, high = (resolution, high) if n_found < n_groups else (low, resolution)
+    finally:
+        igraph.set_random_number_generator(random)
+    order = np.argsort(-np.bincount(best), kind="stable")
+    return np.argsort(order)[best]

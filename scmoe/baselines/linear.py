@@ -1,0 +1,332 @@
+"""Linear group identification: the modalities' principal components, one linear map, and fusion.
+
+Every choice (components, penalty, fusion) has the least log-loss on inner folds of the training
+and validation cells; then everything is fitted to all of those.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+from mudata import MuData
+from scipy.optimize import minimize
+from scipy.special import log_softmax, softmax
+from sklearn.linear_model import LogisticRegression as MultinomialRegression
+from sklearn.neighbors import KNeighborsClassifier
+
+from scmoe.baselines.base import Baseline, Components, inner_folds
+from scmoe.data import DataError, Split
+
+N_COMPONENTS = (25, 50, 100, 200)
+BLOCK_WEIGHTS = (0.1, 0.2, 0.4, 0.7, 1.0)  # of a modality beside the best one; 0 leaves it out
+INVERSE_PENALTIES = (1.0, 10.0, 100.0, 1000.0)  # scikit-learn's C, for cells of mean length 1
+SHRINKAGES = (0.02, 0.05, 0.1, 0.2, 0.4, 0.7)
+TEMPERATURES = (0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 1.0, 1.4)  # inverse: they multiply logits
+FLOOR = 1e-4  # of a probability, so that no modality can rule a group out
+TUNING_CELLS = 5000  # choices are made on as many, drawn at random from larger data
+
+
+def _logistic(Z, labels, n_groups):
+    """Weights `(p, n_groups)` and biases of multinomial regression, by inverse penalty."""
+    seen = np.unique(labels)
+    model = MultinomialRegression(solver="newton-cg", warm_start=True, max_iter=200, tol=1e-3)
+    for C in INVERSE_PENALTIES:
+        model.set_params(C=C).fit(Z, labels)
+        weights, bias = model.coef_.T, model.intercept_
+        if len(seen) == 2:  # scikit-learn gives the second group's logit only
+            weights, bias = np.c_[0 * weights, weights], np.r_[0, bias]
+        yield C, *_all_groups(weights, bias, seen, n_groups)
+
+
+def _discriminant(Z, labels, n_groups):
+    """The same of linear discriminants, by shrinkage of their covariance to a multiple of I."""
+    seen, labels, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    means = np.stack([Z[labels == k].mean(0) for k in range(len(seen))])
+    within = Z - means[labels]
+    within = within.T @ within / max(len(Z) - len(seen), 1)
+    identity = np.eye(len(within)) * max(np.trace(within) / len(within), 1e-12)
+    for shrinkage in SHRINKAGES:
+        weights = np.linalg.solve((1 - shrinkage) * within + shrinkage * identity, means.T)
+        bias = np.log(counts / counts.sum()) - 0.5 * (means.T * weights).sum(0)
+        yield shrinkage, *_all_groups(weights, bias, seen, n_groups)
+
+
+def _all_groups(weights, bias, seen, n_groups):
+    """Add the groups that a fold's cells lack, with next to no probability."""
+    all_weights, all_bias = np.zeros((len(weights), n_groups)), np.full(n_groups, bias.min() - 20)
+    all_weights[:, seen], all_bias[seen] = weights, bias
+    return all_weights, all_bias
+
+
+HEADS = {"logistic": _logistic, "discriminant": _discriminant}
+
+
+@dataclass
+class Expert:
+    """One linear classifier: of which modalities' components, weighted how, with what settings."""
+
+    head: str
+    blocks: dict[str, tuple[int, float]]  # modality: (components, weight)
+    setting: float  # inverse penalty or shrinkage
+    temperature: float
+    loss: float
+    out_of_fold: np.ndarray  # (n_tuning_cells, n_groups) log-probabilities
+    weights: np.ndarray | None = None
+    bias: np.ndarray | None = None
+
+    def inputs(self, scores: dict[str, np.ndarray]) -> np.ndarray:
+        """Weighted components side by side; they are zero, the mean, where a cell lacks them."""
+        return np.hstack([weight * scores[m][:, :p] for m, (p, weight) in self.blocks.items()])
+
+    def log_probabilities(self, scores: dict[str, np.ndarray]) -> np.ndarray:
+        """`(n_cells, n_groups)`, none below the floor."""
+        return _floored(self.temperature * (self.inputs(scores) @ self.weights + self.bias))
+
+
+class LinearGroups(Baseline):
+    """Group identification by linear maps of principal components.
+
+    Parameters
+    ----------
+    fusion
+        ``late``: one classifier a modality (and head); their log-probabilities are summed with
+        non-negative weights. ``early``: one classifier of all components side by side, each
+        modality with a weight of its own.
+    modalities, seed
+        As for every baseline; one modality needs no fusion.
+
+    Attributes
+    ----------
+    experts_ : the classifiers, with the settings that were chosen.
+    choices : a table of those settings.
+    """
+
+    heads: tuple[str, ...]
+    name: str
+
+    def __init__(
+        self,
+        fusion: Literal["late", "early"] = "late",
+        modalities: Sequence[str] | None = None,
+        seed: int | None = None,
+    ):
+        super().__init__(modalities, seed)
+        if fusion not in ("late", "early"):
+            raise ValueError(f"fusion={fusion!r} must be 'late' or 'early'")
+        self.fusion = fusion
+
+    def fit(self, split: Split) -> LinearGroups:
+        """Fit to training and validation cells; `split.test` is not touched."""
+        self._start(split)
+        single = len(self.modalities_) == 1
+        self.method = f"{self.name} ({self.modalities_[0] if single else f'{self.fusion} fusion'})"
+        matrices, present, labels = self._training_cells(split)
+        self.components_ = {
+            m: Components(x[present[m]], max(N_COMPONENTS), self.seed_) for m, x in matrices.items()
+        }
+        scores = self._scores(matrices, present)
+        tuning = np.sort(np.random.default_rng(self.seed_).permutation(len(labels))[:TUNING_CELLS])
+        search = _Search(
+            {m: z[tuning] for m, z in scores.items()},
+            {m: has[tuning] for m, has in present.items()},
+            labels[tuning],
+            len(self.groups_),
+            self.seed_,
+        )
+        singles = [search.single(m, head) for m, head in product(self.modalities_, self.heads)]
+        self.experts_ = singles
+        if self.fusion == "early" and not single:
+            self.experts_ = [search.early(singles, head) for head in self.heads]
+        # where data lack a modality of an early fusion, single modalities' classifiers step in
+        self._all_experts = list({id(e): e for e in [*self.experts_, *singles]}.values())
+        self._tuned, self._fused = (search.labels, search.present), {}
+        for expert in self._all_experts:
+            rows = _any_of(present, expert.blocks)
+            Z = expert.inputs(scores)[rows]
+            settings = HEADS[expert.head](Z, labels[rows], len(self.groups_))
+            expert.weights, expert.bias = next(wb for s, *wb in settings if s == expert.setting)
+        return self
+
+    def _scores(self, matrices, present) -> dict[str, np.ndarray]:
+        return {m: self.components_[m](x) * present[m][:, None] for m, x in matrices.items()}
+
+    @property
+    def choices(self) -> pd.DataFrame:
+        """What the inner folds chose, one row per classifier."""
+        weights = self._fusion_weights(tuple(range(len(self.experts_))))
+        rows = [
+            {
+                "modalities": " + ".join(
+                    m if w == 1 else f"{w:g} {m}" for m, (_, w) in expert.blocks.items()
+                ),
+                "head": expert.head,
+                "components": " + ".join(str(p) for p, _ in expert.blocks.values()),
+                "setting": expert.setting,
+                "log_loss": expert.loss,
+                "fusion_weight": weight,
+            }
+            for expert, weight in zip(self.experts_, weights, strict=True)
+        ]
+        return pd.DataFrame(rows)
+
+    def predict(self, mdata: MuData) -> pd.DataFrame:
+        """Group of every cell, from whichever of the trained modalities `mdata` has.
+
+        Returns
+        -------
+        Table by cell name: column ``group`` and a probability per group.
+        """
+        matrices, present = self._matrices(mdata)
+        scores = self._scores(matrices, present)
+        usable = [i for i, e in enumerate(self._all_experts) if set(e.blocks) <= set(scores)]
+        usable = [i for i in usable if i < len(self.experts_)] or usable
+        total = np.zeros((mdata.n_obs, len(self.groups_)))
+        for i, weight in zip(usable, self._fusion_weights(tuple(usable)), strict=True):
+            has = _any_of(present, self._all_experts[i].blocks)
+            total += weight * has[:, None] * self._all_experts[i].log_probabilities(scores)
+        return self._group_table(softmax(total, 1), mdata.obs_names)
+
+    def _fusion_weights(self, experts: tuple[int, ...]) -> np.ndarray:
+        """Weights of these classifiers' log-probabilities with the least out-of-fold log-loss."""
+        if experts not in self._fused:
+            labels, present = self._tuned
+            logs = np.stack(
+                [
+                    e.out_of_fold * _any_of(present, e.blocks)[:, None]
+                    for e in (self._all_experts[i] for i in experts)
+                ]
+            )
+            self._fused[experts] = fusion_weights(logs, labels)
+        return self._fused[experts]
+
+
+class LogisticRegression(LinearGroups):
+    """Multinomial logistic regression on principal components."""
+
+    heads, name = ("logistic",), "logistic regression"
+
+
+class DiscriminantAnalysis(LinearGroups):
+    """Linear discriminants on principal components, with a shrunken covariance."""
+
+    heads, name = ("discriminant",), "discriminant analysis"
+
+
+class LinearEnsemble(LinearGroups):
+    """Both, as classifiers of one fusion: they err differently on small groups."""
+
+    heads, name = ("logistic", "discriminant"), "linear ensemble"
+
+
+class _Search:
+    """The choice of a classifier's settings on inner folds."""
+
+    def __init__(self, scores, present, labels, n_groups, seed):
+        self.scores, self.present, self.labels, self.n_groups = scores, present, labels, n_groups
+        self.held_out = np.zeros(len(labels), int)
+        for k, test in enumerate(inner_folds(labels, len(labels), seed)):
+            self.held_out[test] = k
+
+    def single(self, modality: str, head: str) -> Expert:
+        """The best number of components of one modality."""
+        sizes = sorted({min(p, self.scores[modality].shape[1]) for p in N_COMPONENTS})
+        return min((self.tune(head, {modality: (p, 1.0)}) for p in sizes), key=lambda e: e.loss)
+
+    def early(self, singles: list[Expert], head: str) -> Expert:
+        """From the best modality on, add each with the weight that lowers the loss most, if any."""
+        best, *others = sorted((e for e in singles if e.head == head), key=lambda e: e.loss)
+        for other in others:
+            (modality, (p, _)) = next(iter(other.blocks.items()))
+            options = [self.tune(head, best.blocks | {modality: (p, w)}) for w in BLOCK_WEIGHTS]
+            best = min([best, *options], key=lambda e: e.loss)
+        return best
+
+    def tune(self, head: str, blocks: dict) -> Expert:
+        """The best setting of a head for these blocks, and its out-of-fold log-probabilities."""
+        has = _any_of(self.present, blocks)
+        Z = Expert(head, blocks, 0, 1, 0, None).inputs(self.scores)
+        logs = {}
+        for k in np.unique(self.held_out):
+            train, test = has & (self.held_out != k), has & (self.held_out == k)
+            for setting, weights, bias in HEADS[head](Z[train], self.labels[train], self.n_groups):
+                out = logs.setdefault(setting, np.zeros((len(Z), self.n_groups)))
+                out[test] = Z[test] @ weights + bias
+        options = product(logs, TEMPERATURES)
+        loss, setting, t = min((_log_loss(t * logs[s], self.labels), s, t) for s, t in options)
+        return Expert(head, blocks, setting, t, loss, _floored(t * logs[setting]))
+
+
+def fusion_weights(logs: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Non-negative weights of log-probabilities whose weighted sum has the least log-loss.
+
+    A convex problem. A single classifier's weight is an inverse temperature (Guo et al. 2017).
+
+    Parameters
+    ----------
+    logs
+        Log-probabilities `(n_classifiers, n_cells, n_groups)`, of cells not trained on; zeros
+        where a classifier says nothing.
+    labels
+        Group numbers `(n_cells,)`.
+    """
+    cells = np.arange(len(labels))
+
+    def loss(weights):
+        total = log_softmax(np.tensordot(weights, logs, 1), 1)
+        slope = np.einsum("ng,eng->e", np.exp(total), logs) - logs[:, cells, labels].sum(1)
+        return -total[cells, labels].mean(), slope / len(cells)
+
+    start = np.full(len(logs), 1 / len(logs))
+    return minimize(loss, start, jac=True, method="L-BFGS-B", bounds=[(0, 3)] * len(logs)).x
+
+
+def _floored(logits: np.ndarray) -> np.ndarray:
+    return np.log(softmax(logits, 1) + FLOOR)
+
+
+def _log_loss(logits: np.ndarray, labels: np.ndarray) -> float:
+    return float(-_floored(logits)[np.arange(len(labels)), labels].mean())
+
+
+def _any_of(present: dict[str, np.ndarray], modalities) -> np.ndarray:
+    return np.any([present[m] for m in modalities if m in present], axis=0)
+
+
+class CoordinateNeighbours(Baseline):
+    """Groups from where a cell lies in the tissue alone: the vote of the nearest training cells.
+
+    No modality is read. What it scores is what a set's split gives away by location.
+    """
+
+    method = "coordinates alone (nearest neighbours)"
+
+    def __init__(self, n_neighbors: int = 5, seed: int | None = None):
+        super().__init__(seed=seed)
+        self.n_neighbors = n_neighbors
+
+    def fit(self, split: Split) -> CoordinateNeighbours:
+        """Remember the training and validation cells' coordinates, `obsm["spatial"]`."""
+        self._start(split)
+        self.modalities_ = ["coordinates"]
+        where = np.vstack([_coordinates(part) for part in (split.train, split.val)])
+        labels = np.concatenate(
+            [part.obs[split.label_key].astype(str) for part in (split.train, split.val)]
+        )
+        self.model_ = KNeighborsClassifier(min(self.n_neighbors, len(where))).fit(where, labels)
+        self.groups_ = list(self.model_.classes_)
+        return self
+
+    def predict(self, mdata: MuData) -> pd.DataFrame:
+        """Group of every cell; a group's probability is its share of the neighbours."""
+        return self._group_table(self.model_.predict_proba(_coordinates(mdata)), mdata.obs_names)
+
+
+def _coordinates(mdata: MuData) -> np.ndarray:
+    if "spatial" not in mdata.obsm:
+        raise DataError("no coordinates: mdata.obsm['spatial'] of shape (n_cells, 2) is needed")
+    return np.asarray(mdata.obsm["spatial"], float)[:, :2]

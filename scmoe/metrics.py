@@ -1,0 +1,233 @@
+"""How well groups and translations are recovered: numbers, and the tidy table of a run."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from mudata import MuData
+from scipy import sparse, stats
+from scipy.optimize import linear_sum_assignment
+from sklearn import metrics as sk
+from sklearn.metrics.cluster import contingency_matrix
+
+from scmoe.data.check import DataError
+
+COLUMNS = [
+    "dataset", "data_source", "protocol", "method", "task", "fold", "seed", "modalities",
+    "metric", "target_modality", "source_modality", "value",
+]  # fmt: skip
+CHUNK = 2048  # cells (or features, for ranks) held dense at a time
+
+
+def classification_metrics(truth, predicted, probabilities=None) -> dict[str, float]:
+    """Score named groups; a cell whose group was never seen in training counts as an error.
+
+    Parameters
+    ----------
+    truth, predicted
+        Group of each cell, shape `(n_cells,)`.
+    probabilities
+        `(n_cells, n_groups)`, rows sum to 1; adds `ece`.
+
+    Returns
+    -------
+    `accuracy`, `balanced_accuracy` (recall averaged over the groups that occur in `truth`),
+    `macro_f1` (averaged over the groups that occur in either), `ari`, `nmi` and `ece`.
+    """
+    truth, predicted = np.asarray(truth, str), np.asarray(predicted, str)
+    present = np.unique(truth)
+    scores = {
+        "accuracy": sk.accuracy_score(truth, predicted),
+        "balanced_accuracy": sk.recall_score(
+            truth, predicted, labels=present, average="macro", zero_division=0
+        ),
+        "macro_f1": sk.f1_score(truth, predicted, average="macro", zero_division=0),
+        "ari": sk.adjusted_rand_score(truth, predicted),
+        "nmi": sk.normalized_mutual_info_score(truth, predicted),
+    }
+    if probabilities is not None:
+        confidence = np.asarray(probabilities, float).max(1)
+        scores["ece"] = expected_calibration_error(truth == predicted, confidence)
+    return {name: float(value) for name, value in scores.items()}
+
+
+def expected_calibration_error(correct, confidence, n_bins: int = 15) -> float:
+    """Mean gap between confidence and accuracy over equal-width bins (Guo et al. 2017, eq. 3).
+
+    Parameters
+    ----------
+    correct
+        Was each cell's most probable group the right one? Shape `(n_cells,)`.
+    confidence
+        The probability of that group, in [0, 1], shape `(n_cells,)`.
+    """
+    correct, confidence = np.asarray(correct, float), np.asarray(confidence, float)
+    bins = np.clip(np.ceil(confidence * n_bins).astype(int) - 1, 0, n_bins - 1)
+    gap = np.bincount(bins, confidence - correct, minlength=n_bins)
+    return float(np.abs(gap).sum() / len(correct))
+
+
+def clustering_metrics(truth, clusters) -> dict[str, float]:
+    """Score clusters without names: `ari`, `nmi`, and `accuracy` after the best matching.
+
+    Each cluster is matched to at most one group so that most cells agree (the Hungarian
+    algorithm); cells of unmatched clusters count as errors.
+    """
+    truth, clusters = np.asarray(truth, str), np.asarray(clusters, str)
+    counts = contingency_matrix(truth, clusters)  # (groups, clusters)
+    rows, cols = linear_sum_assignment(counts, maximize=True)
+    return {
+        "accuracy": float(counts[rows, cols].sum() / len(truth)),
+        "ari": float(sk.adjusted_rand_score(truth, clusters)),
+        "nmi": float(sk.normalized_mutual_info_score(truth, clusters)),
+    }
+
+
+def translation_metrics(truth, predicted) -> dict[str, float]:
+    """Score a predicted modality, feature by feature over cells.
+
+    Parameters
+    ----------
+    truth
+        `(n_cells, n_features)`, dense or sparse; read in chunks of cells.
+    predicted
+        `(n_cells, n_features)`, dense.
+
+    Returns
+    -------
+    `r2`: 1 - residual / total sum of squares, both summed over features (variance-weighted);
+    `r2_median` and `pearson`: median R² and mean correlation over the features that vary in
+    `truth`. A constant prediction of a varying feature has correlation 0.
+    """
+    if truth.shape != predicted.shape:
+        raise ValueError(f"truth has shape {truth.shape}, the prediction {predicted.shape}")
+    mean_t = sum(t.sum(0) for t, _ in _chunks(truth, predicted)) / truth.shape[0]
+    mean_p = sum(p.sum(0) for _, p in _chunks(truth, predicted)) / truth.shape[0]
+    residual, total, spread, joint = np.zeros((4, truth.shape[1]))
+    for t, p in _chunks(truth, predicted):
+        residual += ((t - p) ** 2).sum(0)
+        t, p = t - mean_t, p - mean_p
+        total += (t**2).sum(0)
+        spread += (p**2).sum(0)
+        joint += (t * p).sum(0)
+    varies = total > 1e-10 * truth.shape[0]
+    if not varies.any():
+        return {"r2": np.nan, "r2_median": np.nan, "pearson": np.nan}
+    scale = np.sqrt(total * spread)[varies]
+    correlation = np.divide(joint[varies], scale, out=np.zeros_like(scale), where=scale > 1e-10)
+    return {
+        "r2": float(1 - residual.sum() / total.sum()),
+        "r2_median": float(np.median(1 - residual[varies] / total[varies])),
+        "pearson": float(correlation.mean()),
+    }
+
+
+def binary_translation_metrics(truth, predicted) -> dict[str, float]:
+    """Score a predicted on/off modality: mean `auroc` and `auprc` over features.
+
+    Parameters
+    ----------
+    truth
+        `(n_cells, n_features)`, dense or sparse; on where positive.
+    predicted
+        `(n_cells, n_features)`, dense; larger means more likely on. Only the order matters.
+
+    Features that are on in every cell, or in none, have no such score and are left out.
+    """
+    truth = sparse.csc_matrix(truth) if sparse.issparse(truth) else np.asarray(truth)
+    auroc, auprc = [], []
+    for start in range(0, truth.shape[1], CHUNK):
+        on = truth[:, start : start + CHUNK]
+        on = (on.toarray() if sparse.issparse(on) else on) > 0
+        for j in np.flatnonzero(on.any(0) & ~on.all(0)):
+            score = predicted[:, start + j]
+            n_on = on[:, j].sum()
+            ranks = stats.rankdata(score)[on[:, j]].sum() - n_on * (n_on + 1) / 2
+            auroc.append(ranks / (n_on * (len(score) - n_on)))  # Mann-Whitney U
+            auprc.append(sk.average_precision_score(on[:, j], score))
+    if not auroc:
+        return {"auroc": np.nan, "auprc": np.nan}
+    return {"auroc": float(np.mean(auroc)), "auprc": float(np.mean(auprc))}
+
+
+def evaluate(model, mdata: MuData, label_key: str | None = None) -> pd.DataFrame:
+    """Score everything that a fitted model can do on these cells.
+
+    Groups are predicted from all of the model's modalities that `mdata` has; every ordered
+    pair of modalities is translated (or those in `model.pairs_`, where a method has fewer).
+    Translations are scored in scaled units, on the cells that have both modalities.
+
+    Parameters
+    ----------
+    model
+        Any method of this package: what it cannot do it does not have.
+    mdata
+        Cells as measured.
+    label_key
+        Column of `mdata.obs` with the true groups; default: the one it was fitted with. Where
+        there is neither, only translations are scored.
+
+    Returns
+    -------
+    One row per score, with the columns `scmoe.metrics.COLUMNS`.
+
+    Raises
+    ------
+    DataError
+        When the label column is missing or has empty entries.
+    """
+    modalities = [m for m in model.modalities_ if m in mdata.mod]
+    rows, label_key = [], label_key or model.label_key_
+    if hasattr(model, "predict") and label_key is not None:
+        truth = _labels(mdata, label_key)
+        frame = model.predict(mdata)
+        if model.task == "supervised":
+            scores = classification_metrics(
+                truth, frame["group"], frame.drop(columns="group").to_numpy()
+            )
+        else:
+            scores = clustering_metrics(truth, frame["group"])
+        rows += [(model.task, name, "", "", value) for name, value in scores.items()]
+    if hasattr(model, "translate"):
+        scaled = model.transform(mdata)
+        pairs = [(t, s) for t in modalities for s in modalities if t != s]
+        for target, source in getattr(model, "pairs_", pairs):
+            scores = _translation_scores(model, mdata, scaled, target, source)
+            rows += [("translation", name, target, source, value) for name, value in scores.items()]
+    names = ["task", "metric", "target_modality", "source_modality", "value"]
+    table = pd.DataFrame(rows, columns=names).assign(
+        **model.info_, method=model.method, modalities="+".join(modalities or model.modalities_)
+    )
+    return table[COLUMNS]
+
+
+def _translation_scores(model, mdata, scaled, target, source) -> dict[str, float]:
+    predicted = model.translate(mdata, target=target, source=source, units="scaled")
+    rows = scaled[target].obs_names.get_indexer(mdata.obs_names)  # -1: the cell lacks the target
+    both = (rows >= 0) & mdata.obs_names.isin(mdata[source].obs_names)
+    truth, predicted = scaled[target].X[rows[both]], np.asarray(predicted)[both]
+    scores = translation_metrics(truth, predicted)
+    if model.transform_.kinds[target] in ("binary", "peaks"):
+        scores |= binary_translation_metrics(truth, predicted)
+    return scores
+
+
+def _labels(mdata, label_key) -> np.ndarray:
+    if label_key not in mdata.obs:
+        raise DataError(
+            f"mdata.obs has no column {label_key!r}; it has {list(mdata.obs.columns)}. "
+            "Give label_key the name of the column with the true groups."
+        )
+    labels = mdata.obs[label_key]
+    if labels.isna().any():
+        raise DataError(
+            f"mdata.obs[{label_key!r}] is empty for {labels.isna().sum()} cells; drop them to score"
+        )
+    return labels.astype(str).to_numpy()
+
+
+def _chunks(truth, predicted):
+    """Pairs of dense float64 arrays, at most CHUNK cells at a time."""
+    for start in range(0, truth.shape[0], CHUNK):
+        t, p = truth[start : start + CHUNK], predicted[start : start + CHUNK]
+        yield np.asarray(t.toarray() if sparse.issparse(t) else t, float), np.asarray(p, float)

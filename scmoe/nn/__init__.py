@@ -1,0 +1,1 @@
+"""Tensors in, tensors out: the network's parts, which know no files, names or labels' texts."""

@@ -1,0 +1,102 @@
+"""Cells on a device, ready to be cut into batches."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class Batch(NamedTuple):
+    """Some cells. ``M`` modalities; a modality that was not handed over is ``None``."""
+
+    x: list[Tensor | None]  # per modality (B, F_m) float32, zeros where the cell lacks it
+    present: Tensor  # (B, M) bool
+    labels: Tensor | None  # (B,) long; -1 where unknown
+
+
+class SparseRows:
+    """A CSR matrix on a device whose rows are gathered into dense batches."""
+
+    def __init__(self, matrix, device):
+        self.shape = matrix.shape
+        self.starts = torch.as_tensor(matrix.indptr.astype(np.int64))  # kept on the host: no sync
+        self.columns = torch.as_tensor(matrix.indices.astype(np.int32)).to(device)
+        self.values = torch.as_tensor(matrix.data.astype(np.float32)).to(device)
+
+    def rows(self, index: Tensor) -> Tensor:
+        """Dense ``(B, F)`` rows; ``index`` lies on the host."""
+        lengths = self.starts[index + 1] - self.starts[index]
+        total = int(lengths.sum())
+        row = torch.repeat_interleave(torch.arange(len(index)), lengths, output_size=total)
+        first = lengths.cumsum(0) - lengths
+        source = torch.arange(total) - first[row] + self.starts[index][row]
+        device = self.values.device
+        row, source = row.to(device), source.to(device)
+        out = torch.zeros(len(index), self.shape[1], device=device)
+        out[row, self.columns[source].long()] = self.values[source]
+        return out
+
+
+class Cells:
+    """All cells of a split on one device.
+
+    Parameters
+    ----------
+    matrices
+        Per modality a dense array or CSR matrix ``(N, F_m)``, or ``None`` when not handed over.
+        Rows of cells that lack the modality are ignored.
+    present
+        ``(N, M)`` bool.
+    labels
+        ``(N,)`` group numbers, -1 where unknown, or ``None``.
+    """
+
+    def __init__(self, matrices: list, present: np.ndarray, labels=None, device="cpu"):
+        self.matrices = [
+            None if m is None else _to_device(_blank(m, present[:, i]), device)
+            for i, m in enumerate(matrices)
+        ]
+        self.device = torch.device(device)
+        self.present = torch.as_tensor(present, dtype=torch.bool, device=device)
+        self.labels = (
+            None if labels is None else torch.as_tensor(labels, dtype=torch.long, device=device)
+        )
+
+    def __len__(self) -> int:
+        """Count the cells."""
+        return len(self.present)
+
+    def batch(self, index: Tensor) -> Batch:
+        """The cells at ``index`` (host tensor of row numbers) as dense tensors."""
+        on_device = index.to(self.device)
+        x = [
+            None if m is None else (m.rows(index) if isinstance(m, SparseRows) else m[on_device])
+            for m in self.matrices
+        ]
+        labels = None if self.labels is None else self.labels[on_device]
+        return Batch(x, self.present[on_device], labels)
+
+    def batches(self, size: int):
+        """All cells in order, ``size`` at a time."""
+        for start in range(0, len(self), size):
+            yield self.batch(torch.arange(start, min(start + size, len(self))))
+
+
+def _to_device(matrix, device):
+    if hasattr(matrix, "indptr"):
+        return SparseRows(matrix.tocsr(), device)
+    return torch.as_tensor(np.asarray(matrix, dtype=np.float32)).to(device)
+
+
+def _blank(matrix, present):
+    """``matrix`` with zeros for the cells that lack the modality, whatever stands there."""
+    if present.all():
+        return matrix
+    if hasattr(matrix, "indptr"):
+        matrix = matrix.tocsr(copy=True)
+        matrix.data[np.repeat(~present, np.diff(matrix.indptr))] = 0
+        return matrix
+    return np.where(present[:, None], matrix, np.float32(0))

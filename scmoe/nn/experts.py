@@ -1,0 +1,236 @@
+"""The experts: E two-layer perceptrons, each token through k of them.
+
+Three ways to compute the same, held against a float64 oracle in the tests:
+
+``grouped``
+    Tokens sorted by expert, one grouped matrix product a layer: no padding is computed, and where
+    the device has a kernel for it the host never learns how many tokens an expert got.
+``dense``
+    Every token through every expert in two plain products, the gates of experts not chosen being 0.
+    More arithmetic, hardly any launches, static shapes.
+``fastmoe``
+    ``grouped`` with FastMoE's kernel, where its ``fmoe`` package is installed; CUDA, float32.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+BACKENDS = ("grouped", "dense", "fastmoe")
+
+
+class Experts(nn.Module):
+    """Sparse mixture of two-layer perceptrons ``d -> 2d -> d`` with GELU.
+
+    No token is dropped, whatever the router does. Under autocast the products run in its type and
+    the parameters keep theirs.
+
+    Parameters
+    ----------
+    n_experts, d, hidden
+        Number of experts, token width, hidden width.
+    fastmoe_init
+        Start as upstream FastMoE does: Kaiming on a 3-d tensor, so that the bound is
+        ``sqrt(out features)`` too small; biases zero.
+
+    Attributes
+    ----------
+    backend : "auto" (by :func:`fastest`), or one of ``BACKENDS``.
+    """
+
+    def __init__(self, n_experts: int, d: int, hidden: int, fastmoe_init: bool = False):
+        super().__init__()
+        self.n_experts, self.backend = n_experts, "auto"
+        self.w1 = nn.Parameter(torch.empty(n_experts, hidden, d))
+        self.b1 = nn.Parameter(torch.zeros(n_experts, hidden))
+        self.w2 = nn.Parameter(torch.empty(n_experts, d, hidden))
+        self.b2 = nn.Parameter(torch.zeros(n_experts, d))
+        for weight in (self.w1, self.w2):
+            _, n_out, n_in = weight.shape
+            bound = 1 / math.sqrt(n_in * n_out if fastmoe_init else n_in)
+            nn.init.uniform_(weight, -bound, bound)
+
+    def forward(self, x: Tensor, experts: Tensor, weights: Tensor) -> Tensor:
+        """Weighted sum of each token's experts.
+
+        Parameters
+        ----------
+        x
+            Tokens ``(T, d)``.
+        experts, weights
+            Expert indices, each at most once a token, and gates ``(T, k)``.
+
+        Returns
+        -------
+        Tensor ``(T, d)``.
+        """
+        x = x.to(_compute_dtype(x))
+        backend = self._backend(x, experts)
+        if backend == "dense":
+            return self._dense(x, experts, weights)
+        outputs, rows = self._sorted(x, experts, backend)
+        return _Collect.apply(outputs, weights.to(outputs.dtype), rows)
+
+    def each(self, x: Tensor, experts: Tensor) -> Tensor:
+        """What each chosen expert makes of its token, before the gate: ``(T, k, d)``."""
+        x, backend = x.to(_compute_dtype(x)), self._backend(x, experts)
+        outputs, rows = self._sorted(x, experts, "grouped" if backend == "dense" else backend)
+        return outputs.index_select(0, rows.back.flatten()).view(*experts.shape, -1)
+
+    def _backend(self, x, experts):
+        if self.backend in BACKENDS:
+            return self.backend
+        if self.backend != "auto":
+            raise ValueError(
+                f"backend={self.backend!r} must be 'auto' or one of {', '.join(BACKENDS)}."
+            )
+        kind, (n_tokens, d), k = x.device.type, x.shape, experts.shape[1]
+        return fastest(kind, x.dtype, n_tokens, self.n_experts, k, d)
+
+    def _sorted(self, x, experts, backend):
+        """Outputs by expert ``(R, d)``, and where to find a token's."""
+        rows = _rows(
+            experts, self.n_experts, padded=x.device.type == "cpu" and x.dtype.itemsize < 4
+        )
+        inputs = _Spread.apply(x, rows)
+        linear = _fastmoe_linear if backend == "fastmoe" else _Grouped.apply
+        hidden = F.gelu(linear(inputs, self.w1, self.b1, rows))
+        return linear(hidden, self.w2, self.b2, rows), rows
+
+    def _dense(self, x, experts, weights):
+        gates = x.new_zeros(len(x), self.n_experts).scatter(1, experts, weights.to(x.dtype))
+        w1, b1 = self.w1.flatten(0, 1).to(x.dtype), self.b1.flatten().to(x.dtype)
+        hidden = F.gelu(F.linear(x, w1, b1)).view(len(x), self.n_experts, -1)  # (T, E, hidden)
+        w2 = self.w2.transpose(1, 2).flatten(0, 1).to(x.dtype)  # (E*hidden, d)
+        return (hidden * gates[..., None]).flatten(1) @ w2 + gates @ self.b2.to(x.dtype)
+
+
+def fastest(
+    device: str, dtype: torch.dtype, n_tokens: int, n_experts: int, top_k: int, d: int
+) -> str:
+    """Name of the backend that ``benchmarks/results/experts.json`` favours."""
+    if d * dtype.itemsize % 16:  # the grouped kernel wants rows that start at multiples of 16 bytes
+        return "dense"
+    return "grouped"
+
+
+def _compute_dtype(x: Tensor) -> torch.dtype:
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
+class _Rows(NamedTuple):
+    """Tokens in the order of their experts; R rows, T*k or, with padding, some more."""
+
+    source: Tensor  # (R,) token of each row
+    group: Tensor  # (R,) expert of each row, increasing
+    counts: Tensor  # (E,) rows of each expert
+    back: Tensor  # (T, k) row of each token's k-th expert
+
+
+def _rows(experts: Tensor, n_experts: int, padded: bool) -> _Rows:
+    """Sort tokens by expert.
+
+    ``padded`` rounds each expert's rows up to one of few sizes, by an eighth at most: a CPU
+    compiles a bf16 product for every size it meets, which takes longer than the product. Rows that
+    pad belong to token 0, have no gate and are not read.
+    """
+    flat, k, device = experts.reshape(-1), experts.shape[1], experts.device
+    group, order = flat.sort(stable=True)
+    counts = torch.bincount(flat, minlength=n_experts)
+    source, place = order // k, torch.arange(len(flat), device=device)
+    if padded:
+        room = torch.tensor([_rounded(n) for n in counts.tolist()])
+        place = place + ((room - counts).cumsum(0) - (room - counts))[group]
+        source = torch.zeros(int(room.sum()), dtype=torch.long).index_copy_(0, place, source)
+        group = torch.repeat_interleave(torch.arange(n_experts), room, output_size=len(source))
+        counts = room
+    back = torch.empty_like(flat).index_copy_(0, order, place).view_as(experts)
+    return _Rows(source, group, counts, back)
+
+
+def _rounded(n: int) -> int:
+    """``n`` rounded up to 4 significant bits, and to a multiple of 16."""
+    unit = max(16, 1 << max(n.bit_length() - 4, 0))
+    return -(-n // unit) * unit
+
+
+class _Spread(torch.autograd.Function):
+    """Each token k times, in the order of experts; the gradient is a sum in a fixed order."""
+
+    @staticmethod
+    def forward(ctx, x, rows):
+        ctx.back = rows.back
+        return x.index_select(0, rows.source)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        return _weighted_sum(grad, ctx.back), None
+
+
+class _Collect(torch.autograd.Function):
+    """Gated sum of each token's k outputs."""
+
+    @staticmethod
+    def forward(ctx, outputs, weights, rows):
+        ctx.save_for_backward(outputs, weights)
+        ctx.rows = rows
+        return _weighted_sum(outputs, rows.back, weights)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        (outputs, weights), rows = ctx.saved_tensors, ctx.rows
+        grad = grad.index_select(0, rows.source)  # (R, d)
+        to_gate = torch.linalg.vecdot(grad, outputs)[rows.back]  # (T, k)
+        gate = weights.new_zeros(len(outputs)).index_copy_(
+            0, rows.back.flatten(), weights.flatten()
+        )
+        return grad * gate[:, None], to_gate, None
+
+
+def _weighted_sum(rows: Tensor, back: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Sum over k of ``weights * rows[back]``: ``(T, d)``."""
+    if rows.device.type == "cpu":  # one fused pass
+        return F.embedding_bag(back, rows, mode="sum", per_sample_weights=weights)
+    rows = rows.index_select(0, back.flatten()).view(*back.shape, -1)
+    return (rows if weights is None else rows * weights[..., None]).sum(1)
+
+
+class _Grouped(torch.autograd.Function):
+    """Rows of ``x`` ``(R, in)``, by expert, times their expert's weight: ``(R, out)``."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, rows):
+        weight, ends = weight.to(x.dtype), rows.counts.cumsum(0)
+        ctx.save_for_backward(x, weight, ends)
+        out = F.grouped_mm(x, weight.transpose(1, 2), offs=ends.to(torch.int32))
+        return out.add_(bias.to(x.dtype).index_select(0, rows.group))
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        x, weight, ends = ctx.saved_tensors
+        grad, offs = grad.contiguous(), ends.to(torch.int32)
+        grad_x = grad_w = grad_b = None
+        if ctx.needs_input_grad[0]:
+            grad_x = F.grouped_mm(grad, weight, offs=offs)
+        if ctx.needs_input_grad[1]:
+            grad_w = F.grouped_mm(grad.T, x, offs=offs).float()
+            every = torch.arange(len(grad), device=grad.device)
+            starts = F.pad(ends[:-1], (1, 0))
+            grad_b = F.embedding_bag(every, grad, starts, mode="sum").float()
+        return grad_x, grad_w, grad_b, None
+
+
+def _fastmoe_linear(x: Tensor, weight: Tensor, bias: Tensor, rows: _Rows) -> Tensor:
+    """The same by FastMoE's kernel. Never run where this was written: there was no GPU."""
+    from fmoe.linear import MOELinear
+
+    return MOELinear.apply(x.float(), rows.counts.cpu(), weight, bias)

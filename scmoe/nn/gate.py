@@ -1,0 +1,107 @@
+"""Noisy top-k routers."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Routing(NamedTuple):
+    """Where tokens go. ``T`` tokens per modality in all, ``k`` experts each."""
+
+    experts: Tensor  # (B, M, P, k) index of expert
+    weights: Tensor  # (B, M, P, k) gate, sums to 1 over k
+    logits: Tensor  # (B, M, P, E) clean, of all experts
+    balance: Tensor  # () load-balance loss, summed over modalities
+
+    @property
+    def probs(self) -> Tensor:
+        """Softmax of the clean logits over all experts, ``(B, M, P, E)``."""
+        return self.logits.softmax(-1)
+
+
+class Router(nn.Module):
+    """Noisy top-k gating (Shazeer et al. 2017, eqs. 3-5), several routers in one call.
+
+    Parameters
+    ----------
+    d, n_experts, top_k
+        Token width, number of experts, experts per token.
+    router_of
+        Router of each modality, length M; two modalities with the same number share one.
+    fan_in_experts
+        Initialise as upstream FastMoE does, with the number of experts as the fan-in.
+    """
+
+    def __init__(
+        self, d: int, n_experts: int, top_k: int, router_of: list[int], fan_in_experts: bool = False
+    ):
+        super().__init__()
+        self.top_k = top_k
+        n_routers = max(router_of) + 1
+        self.register_buffer("router_of", torch.tensor(router_of), persistent=False)
+        self.weight = nn.Parameter(torch.empty(n_routers, d, n_experts))
+        self.noise = nn.Parameter(torch.empty(n_routers, d, n_experts))
+        bound = 1 / math.sqrt(n_experts if fan_in_experts else d)
+        nn.init.uniform_(self.weight, -bound, bound)
+        nn.init.uniform_(self.noise, -bound, bound)
+
+    def forward(self, x: Tensor, present: Tensor) -> Routing:
+        """Route tokens.
+
+        Parameters
+        ----------
+        x
+            Tokens ``(B, M, P, d)``.
+        present
+            ``(B, M)`` bool; tokens of absent modalities do not count in the balance loss.
+        """
+        x = x.float()  # which experts a token goes to should not hang on bf16's three digits
+        with torch.autocast(x.device.type, enabled=False):
+            clean, noisy, scale = self._logits(x)
+            n_kept = min(self.top_k + 1, clean.shape[-1])
+            top, index = noisy.topk(n_kept, dim=-1)
+            experts = index[..., : self.top_k]
+            weights = top[..., : self.top_k].softmax(-1)
+            balance = self._balance(clean, noisy, scale, top, experts, weights, present)
+        return Routing(experts, weights, clean, balance)
+
+    def _logits(self, x):
+        """Clean and noisy logits ``(B, M, P, E)``; scale of the noise (``None``: there is none)."""
+        weight = torch.cat([self.weight, self.noise], 2) if self.training else self.weight
+        if len(weight) == 1:
+            logits = x @ weight[0]
+        else:
+            logits = torch.einsum("bmpd,mde->bmpe", x, weight[self.router_of])
+        if not self.training:
+            return logits, logits, None
+        clean, raw = logits.chunk(2, -1)
+        scale = F.softplus(raw) + 0.01
+        return clean, clean + torch.randn_like(scale) * scale, scale
+
+    def _balance(self, clean, noisy, scale, top, experts, weights, present) -> Tensor:
+        """CV^2 of importance + CV^2 of load, per modality, summed."""
+        gates = torch.zeros_like(clean).scatter(-1, experts, weights)
+        counted = present[:, :, None, None].to(gates.dtype)
+        importance = (gates * counted).sum((0, 2))  # (M, E)
+        if scale is None or top.shape[-1] <= self.top_k:
+            chosen = (gates > 0).to(gates.dtype)
+        else:  # smooth estimate: probability of being among the k under new noise
+            is_in = noisy > top[..., self.top_k, None]
+            threshold = torch.where(
+                is_in, top[..., self.top_k, None], top[..., self.top_k - 1, None]
+            )
+            chosen = torch.special.ndtr((clean - threshold) / scale)
+        load = (chosen * counted).sum((0, 2))
+        return (_cv_squared(importance) + _cv_squared(load)).sum()
+
+
+def _cv_squared(x: Tensor) -> Tensor:
+    """Squared coefficient of variation over the last axis; 0 for a single expert."""
+    if x.shape[-1] == 1:
+        return x.new_zeros(x.shape[:-1])
+    return x.var(-1) / (x.mean(-1).square() + 1e-10)

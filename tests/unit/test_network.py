@@ -1,0 +1,172 @@
+"""What each view of the network may and may not see; losses against their definitions."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from scmoe.config import Config, ModelConfig, preset
+from scmoe.nn import losses
+from scmoe.nn.cells import Cells
+from scmoe.nn.network import Network
+
+SIZES = [13, 6, 21]
+
+
+@pytest.fixture(params=[1, 2, None], ids=["one router", "two routers", "a router each"])
+def network(request):
+    torch.manual_seed(0)
+    config = ModelConfig(d=16, n_patches=4, n_heads=2, n_experts=4, n_routers=request.param)
+    return Network(config, SIZES, n_groups=3).eval()
+
+
+def cells(n=7, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    x = [torch.randn(n, f, generator=generator) for f in SIZES]
+    return x, torch.ones(n, 3, dtype=torch.bool)
+
+
+def test_the_alone_view_depends_on_its_own_modality_only(network):
+    x, present = cells()
+    other = [x[0], *cells(seed=1)[0][1:]]
+    before = network.encode(x, present, "alone").latents[:, 0]
+    after = network.encode(other, present, "alone").latents[:, 0]
+    assert (before - after).abs().max() < 1e-6
+
+
+def test_the_joint_view_reads_all_modalities(network):
+    x, present = cells()
+    other = [x[0], *cells(seed=1)[0][1:]]
+    before = network.encode(x, present).latents[:, 0]
+    assert (before - network.encode(other, present).latents[:, 0]).abs().max() > 1e-4
+
+
+def test_both_views_in_one_pass_equal_each_by_itself(network):
+    x, present = cells()
+    shown = present.clone()
+    shown[:4, 2] = False
+    joint, alone = network.encode_both(x, shown, present)
+    assert torch.allclose(joint.latents, network.encode(x, shown).latents, atol=1e-5)
+    assert torch.allclose(alone.latents, network.encode(x, present, "alone").latents, atol=1e-5)
+
+
+def test_the_training_masks_source_only_view_ignores_the_target(network):
+    x, present = cells()
+    network.train()
+    views = []
+    for target in (x[2], torch.full_like(x[2], 1e3)):
+        torch.manual_seed(5)
+        _, alone = network.encode_both([x[0], x[1], target], present, present)
+        views.append(network.decode(alone, 2)[:, :2])
+    assert (views[0] - views[1]).abs().max() < 1e-6
+
+
+def test_an_absent_modality_is_neither_read_nor_attended_to(network):
+    x, present = cells()
+    present[:, 1] = False
+    noise = [x[0], torch.full_like(x[1], math.nan), x[2]]
+    gone = [x[0], None, x[2]]
+    expected = network.encode(x, present)
+    for given in (noise, gone):
+        latents = network.encode(given, present).latents
+        assert torch.equal(latents, expected.latents)
+        assert torch.equal(latents[:, 1], torch.zeros_like(latents[:, 1]))
+
+
+def test_translation_empties_the_targets_slot(network):
+    x, present = cells()
+    expected = network.translate([x[0], None, None], present, 2)
+    poisoned = [x[0], None, torch.full_like(x[2], math.nan)]
+    assert torch.equal(network.translate(poisoned, present, 2), expected)
+
+
+def test_features_are_cut_into_zero_padded_patches(network):
+    x, present = cells()
+    padded = torch.nn.functional.pad(x[0], (0, 3)).view(7, 4, 4)
+    expected = padded @ network.embed[0].weight.T + network.embed[0].bias + network.position[0]
+    assert torch.allclose(network.encode(x, present).embedded[:, 0], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("dataset", ["dyngen", "dbitseq", "patchseq", "atacseq"])
+def test_paper_presets_carry_every_switch_of_the_reference(dataset):
+    config = preset(dataset, "paper")
+    assert not config.model.linear_path and not config.model.input_residual
+    assert config.train.target_visible and config.train.ce_on_softmax and config.train.sum_pairs
+    assert config.model.top_k == 2
+    assert Config.from_dict(config.to_dict()) == config
+
+
+def test_strict_preset_has_none_of_them():
+    train = preset("patchseq").train
+    assert not (train.target_visible or train.ce_on_softmax or train.sum_pairs)
+    assert not (train.own_scaling or train.r2_upper_pairs_only or train.test_chooses_epoch)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [dict(d=30), dict(top_k=9), dict(epochs=0), dict(lr=0), dict(n_experts=0), dict(foo=1)],
+)
+def test_impossible_settings_are_refused(change):
+    with pytest.raises(ValueError, match=next(iter(change))):
+        Config().replace(**change)
+
+
+def test_cross_entropy_of_softmax_outputs_cannot_reach_zero():
+    logits = 100 * torch.eye(5)
+    labels = torch.arange(5)
+    assert losses.cross_entropy(logits, labels) < 1e-6
+    floor = math.log(1 + 4 / math.e)
+    assert losses.cross_entropy(logits, labels, on_softmax=True).item() == pytest.approx(floor)
+
+
+def test_unlabelled_cells_do_not_count_in_cross_entropy():
+    logits, labels = torch.randn(6, 3), torch.tensor([0, 1, 2, -1, -1, 0])
+    known = labels >= 0
+    expected = torch.nn.functional.cross_entropy(logits[known], labels[known])
+    assert torch.allclose(losses.cross_entropy(logits, labels), expected)
+
+
+def test_ddc_prefers_assignments_that_follow_the_neighbourhoods():
+    hidden = torch.tensor([[0.0], [0.5], [1.0], [5.0], [5.5], [6.0]])
+    right = 20 * torch.eye(2)[[0, 0, 0, 1, 1, 1]]
+    wrong = 20 * torch.eye(2)[[0, 1, 0, 1, 0, 1]]
+    assert losses.ddc(right, hidden) < losses.ddc(wrong, hidden) - 0.5
+
+
+def test_ddc_equals_its_definition():
+    torch.manual_seed(1)
+    logits, hidden = torch.randn(9, 3), torch.randn(9, 4)
+    a = logits.double().softmax(1).numpy()
+    h = hidden.double().numpy()
+    squared = ((h[:, None] - h[None]) ** 2).sum(-1)
+    width = (
+        0.15 * np.sort(squared.ravel())[(squared.size - 1) // 2]
+    )  # torch's median: the lower one
+    kernel = np.exp(-squared / (2 * width))
+
+    def divergence(a):
+        total = 0
+        for i in range(3):
+            for j in range(i + 1, 3):
+                total += (
+                    a[:, i]
+                    @ kernel
+                    @ a[:, j]
+                    / math.sqrt((a[:, i] @ kernel @ a[:, i]) * (a[:, j] @ kernel @ a[:, j]))
+                )
+        return total / 3
+
+    corners = np.exp(-((a[:, None] - np.eye(3)[None]) ** 2).sum(-1))
+    assert losses.ddc(logits, hidden).item() == pytest.approx(
+        divergence(a) + divergence(corners), rel=1e-4
+    )
+
+
+def test_sparse_rows_come_out_as_they_went_in():
+    from scipy import sparse
+
+    matrix = sparse.random(30, 17, density=0.1, format="csr", random_state=0, dtype=np.float32)
+    kept = Cells([matrix], np.ones((30, 1), bool))
+    index = torch.tensor([3, 0, 29, 3, 7])
+    assert np.array_equal(kept.batch(index).x[0].numpy(), matrix.toarray()[index])
