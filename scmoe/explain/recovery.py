@@ -1,0 +1,135 @@
+"""Whether an explanation finds what is known to be true, and depends on the model at all.
+
+Truth is that of simulated cells. Tests of sanity follow Adebayo et al. (2018): a model with random
+weights, or one that learned shuffled labels, must not be explained like a trained one.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from mudata import MuData
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import average_precision_score
+
+from scmoe.explain.answer import Answer
+
+
+def group_recovery(importance: pd.Series, differs: pd.DataFrame) -> dict[str, float]:
+    """How well importance finds the features whose means truly differ between groups.
+
+    Parameters
+    ----------
+    importance
+        By (modality, feature), such as a column of `Explanation.table`.
+    differs
+        Feature × modality of bool: `uns["truth"]["differs"]` of simulated cells.
+
+    Returns
+    -------
+    `auprc`, and `chance`: the share of such features.
+    """
+    truth = [differs.at[feature, modality] for modality, feature in importance.index]
+    return _auprc(np.asarray(truth, bool), importance.to_numpy())
+
+
+def edge_recovery(importance: pd.DataFrame, edges: pd.DataFrame) -> dict[str, float]:
+    """How well importance of one layer's genes for another's finds who regulates whom.
+
+    Parameters
+    ----------
+    importance
+        Source gene × target gene, two different modalities. Pairs of a gene with itself (the same
+        gene in two layers) are left out.
+    edges
+        Columns `regulator`, `target`: `uns["truth"]["edges"]`. Only regulators count as sources.
+
+    Returns
+    -------
+    `auprc`, and `chance`.
+    """
+    table = importance.loc[importance.index.isin(edges["regulator"])]
+    pairs = table.stack()
+    pairs = pairs[pairs.index.get_level_values(0) != pairs.index.get_level_values(1)]
+    truth = pairs.index.isin(pd.MultiIndex.from_frame(edges[["regulator", "target"]]))
+    return _auprc(truth, pairs.to_numpy())
+
+
+def _auprc(truth: np.ndarray, score: np.ndarray) -> dict[str, float]:
+    if not truth.any():
+        return {"auprc": float("nan"), "chance": 0.0}
+    return {
+        "auprc": float(average_precision_score(truth, np.nan_to_num(score))),
+        "chance": float(truth.mean()),
+    }
+
+
+def simple_scores(model, mdata: MuData, labels: Sequence[str]) -> dict[str, pd.DataFrame]:
+    """How features speak for labels without the model: what explanations are held against.
+
+    Returns
+    -------
+    `correlation` (Pearson, with membership) and `logistic coefficients` (L2 penalty 1): tables
+    (modality, feature) × label, of features as the model sees them.
+    """
+    answer = Answer(model)
+    x = torch.cat(answer.inputs(mdata), 1).double().cpu().numpy()
+    labels = np.asarray(labels, str)
+    names = np.unique(labels)
+    member = (labels[:, None] == names).astype(float)
+    fitted = LogisticRegression(max_iter=5000).fit(x, labels).coef_
+    fitted = np.concatenate([-fitted, fitted]) if len(names) == 2 else fitted
+    pairs = [(m, f) for m in answer.modalities for f in model.transform_.features[m]]
+    index = pd.MultiIndex.from_tuples(pairs, names=["modality", "feature"])
+    return {
+        "correlation": pd.DataFrame(correlations(x, member), index, names),
+        "logistic coefficients": pd.DataFrame(fitted.T, index, names),
+    }
+
+
+def simple_importance(model, mdata: MuData, labels: Sequence[str]) -> pd.DataFrame:
+    """Importance by (modality, feature) without the model.
+
+    Columns: `correlation`, the largest |Pearson| with a label, and `logistic coefficients`, the
+    mean |coefficient|.
+    """
+    by_label = simple_scores(model, mdata, labels)
+    return pd.DataFrame(
+        {
+            "correlation": by_label["correlation"].abs().max(axis=1),
+            "logistic coefficients": by_label["logistic coefficients"].abs().mean(axis=1),
+        }
+    )
+
+
+def correlations(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Pearson correlation of columns of `a` with columns of `b`; 0 where one is constant."""
+    a, b = (v - v.mean(0) for v in (a, b))
+    a, b = (v / np.maximum(np.linalg.norm(v, axis=0), 1e-12) for v in (a, b))
+    return a.T @ b
+
+
+def randomised(model, seed: int = 0):
+    """The same architecture with weights drawn anew, linear path and all (Adebayo et al. 2018).
+
+    Weights of the network are initialised again; those of the linear path are permuted within
+    each matrix, which keeps their sizes.
+    """
+    other = copy.copy(model)
+    other.seed, linear = seed, copy.deepcopy(model.network_.linear)
+    generator = torch.Generator().manual_seed(seed)
+    if linear is not None:
+        linear._solved.clear()
+        for name, values in linear.named_buffers():
+            if name.startswith(("components", "cross", "group_weight")):
+                order = torch.randperm(values.numel(), generator=generator).to(values.device)
+                values.copy_(values.flatten()[order].view_as(values))
+    other.network_ = other._network(model.network_.n_features, linear)
+    other.network_.to(model.network_.position.device).eval()
+    other.network_.group_scale.copy_(model.network_.group_scale)
+    other.network_.pair_scale.copy_(model.network_.pair_scale)
+    return other

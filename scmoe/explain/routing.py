@@ -1,0 +1,280 @@
+"""What one forward pass says: which experts serve which tokens, groups and modalities.
+
+The functions take the AnnData of `ScMoE.get_routing`, gate weights of cells × (layer, modality,
+patch, expert), and look at its last layer. Usage means shares of gate weight.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+from mudata import MuData
+from scipy.optimize import linear_sum_assignment
+
+from scmoe.explain.answer import Answer
+
+TINY = np.finfo(float).tiny
+
+
+def gates(routing: AnnData) -> np.ndarray:
+    """Gate weights of the last layer, `(n_cells, M, P, E)`; a token's sum to 1 (0 where absent)."""
+    last = (routing.var["layer"] == routing.var["layer"].max()).to_numpy()
+    sizes = [routing.var[name].nunique() for name in ("modality", "patch", "expert")]
+    return np.asarray(routing.X[:, last]).reshape(routing.n_obs, *sizes)
+
+
+def modalities(routing: AnnData) -> list[str]:
+    """Names of the modalities, in order."""
+    return list(dict.fromkeys(routing.var["modality"]))
+
+
+def usage(routing: AnnData, by: Sequence[str] | None = None) -> pd.DataFrame:
+    """Share of gate weight that each expert (column) has, by modality and label (rows).
+
+    Parameters
+    ----------
+    by
+        A label per cell, such as its group; default one label, "all".
+    """
+    by = np.full(routing.n_obs, "all") if by is None else np.asarray(by, str)
+    per_cell = gates(routing).sum(2)  # (n_cells, M, E)
+    rows = {}
+    for i, modality in enumerate(modalities(routing)):
+        for label in sorted(set(by)):
+            total = per_cell[by == label, i].sum(0)
+            if total.sum() > 0:
+                rows[modality, label] = total / total.sum()
+    table = pd.DataFrame.from_dict(rows, orient="index")
+    table.index = pd.MultiIndex.from_tuples(rows, names=["modality", "label"])
+    return table.rename_axis(columns="expert")
+
+
+def specialisation(
+    routing: AnnData, by: Sequence[str], n_permutations: int = 200, seed: int = 0
+) -> pd.DataFrame:
+    """Mutual information between the expert of a token and what the token is, against chance.
+
+    One row for the expert and the label within each modality (null: labels permuted over cells),
+    one for the expert and the modality (null: modalities permuted within each cell).
+
+    Returns
+    -------
+    Columns `bits`, `null` (mean over permutations), `most` (entropy of the label: no mutual
+    information exceeds it), `z` and `p` (share of permutations that reach `bits`, with one added to
+    numerator and denominator).
+    """
+    rng = np.random.default_rng(seed)
+    by = np.asarray(by, str)
+    labels = (by[:, None] == np.unique(by)).astype(float)  # (n_cells, G)
+    per_cell = gates(routing).sum(2)  # (n_cells, M, E)
+    rows = {}
+    for i, modality in enumerate(modalities(routing)):
+        has = per_cell[:, i].sum(1) > 0
+        own, cells = labels[has], per_cell[has, i]
+        draws = [rng.permutation(len(own)) for _ in range(n_permutations)]
+        null = [mutual_information(own[d].T @ cells) for d in draws]
+        rows[f"label in {modality}"] = _against(own.T @ cells, null)
+    shuffled = (rng.permuted(_indices(per_cell), axis=1) for _ in range(n_permutations))
+    null = [
+        mutual_information(np.take_along_axis(per_cell, s[..., None], 1).sum(0)) for s in shuffled
+    ]
+    rows["modality"] = _against(per_cell.sum(0), null)
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def mutual_information(joint: np.ndarray) -> float:
+    """Mutual information in bits of a table of weights (rows × columns)."""
+    joint = joint / max(joint.sum(), TINY)
+    expected = joint.sum(1, keepdims=True) * joint.sum(0, keepdims=True)
+    ratio = np.divide(joint, expected, out=np.ones_like(joint), where=joint > 0)
+    return float((joint * np.log2(ratio)).sum())
+
+
+def _against(joint, null) -> dict:
+    bits, null = mutual_information(joint), np.asarray(null)
+    margin = joint.sum(1) / joint.sum()
+    return {
+        "bits": bits,
+        "null": null.mean(),
+        "most": float(-(margin * np.log2(np.maximum(margin, TINY))).sum()),
+        "z": (bits - null.mean()) / max(null.std(), 1e-12),
+        "p": (1 + (null >= bits - 1e-12).sum()) / (1 + len(null)),
+    }
+
+
+def _indices(per_cell):
+    return np.broadcast_to(np.arange(per_cell.shape[1]), per_cell.shape[:2])
+
+
+def load(routing: AnnData) -> pd.DataFrame:
+    """Balance of the experts, one row per modality and one for all.
+
+    Columns: `effective` experts in use (exponential of the entropy of usage), `largest` share of
+    one expert, `cv` of usage, `idle` experts that no token chose, and `gate_entropy`, the mean
+    entropy of a token's own gates in bits (0: one expert takes all).
+    """
+    g = gates(routing)
+    parts = {m: g[:, [i]] for i, m in enumerate(modalities(routing))} | {"all": g}
+    rows = {}
+    for name, part in parts.items():
+        shares = part.sum((0, 1, 2)) / max(part.sum(), TINY)
+        tokens = part.reshape(-1, part.shape[-1])
+        tokens = tokens[tokens.sum(1) > 0]
+        entropy = -(tokens * np.log2(np.maximum(tokens, TINY))).sum(1)
+        rows[name] = {
+            "effective": np.exp(-(shares * np.log(np.maximum(shares, TINY))).sum()),
+            "largest": shares.max(),
+            "cv": shares.std() / max(shares.mean(), TINY),
+            "idle": int((shares == 0).sum()),
+            "gate_entropy": entropy.mean() if len(entropy) else np.nan,
+        }
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def co_activation(routing: AnnData) -> pd.DataFrame:
+    """How much more often two experts serve the same token than usage alone would have it.
+
+    Expert × expert: log2 of observed over expected pairs, the expectation with the same usage of
+    each expert and pairs drawn at random. NaN on the diagonal; -inf where a pair never occurs.
+    """
+    chosen = gates(routing).reshape(-1, routing.var["expert"].nunique()) > 0
+    pairs = chosen.T.astype(float) @ chosen
+    np.fill_diagonal(pairs, 0)
+    share = chosen.sum(0) / max(chosen.sum(), 1)
+    expected = np.outer(share, share)
+    np.fill_diagonal(expected, 0)
+    expected *= pairs.sum() / max(expected.sum(), TINY)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        lift = np.log2(pairs / expected)
+    np.fill_diagonal(lift, np.nan)
+    return pd.DataFrame(lift).rename_axis(index="expert", columns="expert")
+
+
+def dominant_expert(routing: AnnData, modality: str) -> np.ndarray:
+    """Expert with the largest gate weight in a modality of each cell, as text ("" where absent)."""
+    per_cell = gates(routing)[:, modalities(routing).index(modality)].sum(1)  # (n_cells, E)
+    return np.where(per_cell.sum(1) > 0, per_cell.argmax(1).astype(str), "")
+
+
+@torch.no_grad()
+def attention_blocks(model, mdata: MuData, by: Sequence[str] | None = None) -> pd.DataFrame:
+    """How much attention tokens of a modality (rows) give to each modality (columns).
+
+    Mean over cells, heads and query tokens of the first layer; a row sums to 1. Evenly spread
+    attention would give each of a cell's modalities the same.
+
+    Parameters
+    ----------
+    by
+        A label per cell: then rows are (label, modality).
+    """
+    network, names = model.network_.eval(), model.modalities_
+    by = np.full(mdata.n_obs, "all") if by is None else np.asarray(by, str)
+    parts, there = [], []
+    for batch in model.tensors(mdata).batches(128):
+        encoded = network.encode(batch.x, batch.present)
+        mask = network.attention_mask(encoded.present, "joint")
+        weights = network.layers[0].attention(encoded.embedded, mask)  # (B, T, T)
+        m, p = len(names), network.n_patches
+        parts.append(weights.view(-1, m, p, m, p).sum(4).mean(2).cpu().numpy())  # (B, M, M)
+        there.append(encoded.present.cpu().numpy())
+    blocks, there = np.concatenate(parts), np.concatenate(there)
+    rows = {}
+    for label in sorted(set(by)):
+        for i, name in enumerate(names):
+            used = (by == label) & there[:, i]
+            if used.any():
+                rows[label, name] = blocks[used, i].mean(0)
+    table = pd.DataFrame.from_dict(rows, orient="index", columns=names)
+    table.index = pd.MultiIndex.from_tuples(rows, names=["label", "modality"])
+    return table.loc["all"] if set(by) == {"all"} else table
+
+
+def match_experts(
+    first: AnnData, second: AnnData, by: Sequence[str], n_permutations: int = 200, seed: int = 0
+) -> tuple[pd.DataFrame, dict]:
+    """Pair the experts of two models of the same cells by whom they serve.
+
+    An expert's profile is its usage over (modality, patch, label), less what all experts have; two
+    profiles are compared by correlation and paired one to one for the largest sum (the Hungarian
+    algorithm).
+
+    Returns
+    -------
+    A table `first, second, similarity`, best first, and `similarity` (mean over pairs), `null`
+    (mean of the same after the second model's labels and patches are permuted: what pairing alone
+    would find) and `p`.
+    """
+    rng = np.random.default_rng(seed)
+    by = np.asarray(by, str)
+    labels = (by[:, None] == np.unique(by)).astype(float)
+    a, b = (np.einsum("nmpe,ng->empg", gates(r), labels) for r in (first, second))
+    rows, columns, similar = _paired(a, b)
+    null = []
+    for _ in range(n_permutations):
+        flat = b.reshape(len(b), -1)
+        null.append(_paired(a, flat[:, rng.permutation(flat.shape[1])].reshape(b.shape))[2].mean())
+    table = pd.DataFrame({"first": rows, "second": columns, "similarity": similar})
+    found = float(similar.mean())
+    p = (1 + (np.asarray(null) >= found).sum()) / (1 + n_permutations)
+    table = table.sort_values("similarity", ascending=False, ignore_index=True)
+    return table, {"similarity": found, "null": float(np.mean(null)), "p": float(p)}
+
+
+def _paired(a, b):
+    profiles = []
+    for use in (a, b):
+        share = use / np.maximum(
+            use.sum(0, keepdims=True), TINY
+        )  # of each token kind's gate weight
+        share = share.reshape(len(use), -1)
+        share = share - share.mean(1, keepdims=True)
+        profiles.append(share / np.maximum(np.linalg.norm(share, axis=1, keepdims=True), 1e-12))
+    similarity = profiles[0] @ profiles[1].T
+    rows, columns = linear_sum_assignment(similarity, maximize=True)
+    return rows, columns, similarity[rows, columns]
+
+
+@contextmanager
+def without_expert(model, expert: int):
+    """Give a copy of the model in which an expert of the last layer adds nothing; routes stay."""
+    silenced = copy.copy(model)
+    silenced.network_ = copy.deepcopy(model.network_)
+    experts = silenced.network_.layers[-1].experts
+    with torch.no_grad():
+        experts.w2[expert] = 0
+        experts.b2[expert] = 0
+    yield silenced
+
+
+def ablation(model, mdata: MuData, labels: Sequence[str]) -> pd.DataFrame:
+    """What each group loses when an expert is silenced.
+
+    Returns
+    -------
+    Group × expert: mean drop of the true group's centred logit (see `scmoe.explain.answer`) over
+    the group's cells; negative where they are better off without the expert. Groups that the model
+    does not know are left out.
+    """
+    labels = np.asarray(labels, str)
+    known = np.isin(labels, model.groups_)
+    column = pd.Index(model.groups_).get_indexer(labels[known])
+
+    @torch.no_grad()
+    def own(some_model):
+        answer = Answer(some_model)
+        out = torch.cat([answer(*x, present=present) for x, present in answer.batches(mdata)])
+        return out.cpu().numpy()[known][np.arange(len(column)), column]
+
+    whole, drops = own(model), {}
+    for expert in range(model.config.model.n_experts):
+        with without_expert(model, expert) as silenced:
+            drops[expert] = whole - own(silenced)
+    table = pd.DataFrame(drops).groupby(labels[known]).mean()
+    return table.rename_axis(index="group", columns="expert")

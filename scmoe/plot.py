@@ -1,0 +1,400 @@
+"""Figures from arrays and tables: one look and one set of sizes for the whole book."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from textwrap import fill
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from cycler import cycler
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from scmoe.colours import (
+    FAINT,
+    INK,
+    SHARES,
+    TOL_MUTED,
+    in_order,
+    method_colour,
+    modality_colour,
+    title_of,
+)
+
+WIDTH = 6.6  # inches: with 11 pt text still legible on a phone's 350 pixels
+MARKERS = "osD^vPX<>"
+TRACES = [("train", "training", "--", FAINT), ("val", "validation", "-", "#332288")]
+_mark = ""  # said in every figure's title, set by style()
+
+
+def style(mark: str = "") -> None:
+    """Set up all figures made from here on: sizes, colours, sharp output in notebooks.
+
+    Parameters
+    ----------
+    mark
+        Words for every title, such as `"stand-in data"`; empty for none.
+    """
+    global _mark
+    _mark = mark
+    mpl.rcParams.update(
+        {
+            "font.size": 11, "axes.titlesize": 11, "axes.labelsize": 11, "legend.fontsize": 10,
+            "xtick.labelsize": 10, "ytick.labelsize": 10, "figure.titlesize": 12,
+            "figure.dpi": 100, "savefig.dpi": 200, "figure.facecolor": "white",
+            "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#666666",
+            "axes.prop_cycle": cycler(color=TOL_MUTED), "image.cmap": "cividis",
+            "legend.frameon": False, "lines.linewidth": 1.8, "svg.hashsalt": "scmoe",
+        }
+    )  # fmt: skip
+    try:
+        from matplotlib_inline.backend_inline import set_matplotlib_formats
+
+        set_matplotlib_formats("svg", metadata={"Date": None})
+    except (ImportError, AttributeError):  # not in a notebook
+        return
+
+
+def scores(table: pd.DataFrame, panels: Mapping[str, str], title: str) -> Figure:
+    """Draw methods beside each other: one dot per method and panel.
+
+    Parameters
+    ----------
+    table
+        Methods in rows, best first; one column per panel, NaN where a method has no such score.
+    panels
+        Column -> title of its panel.
+    """
+    fig, axes = _panels(title, 1, len(panels), height=0.7 + 0.36 * len(table), sharey=True)
+    rows = np.arange(len(table))[::-1]
+    for ax, (column, words) in zip(axes, panels.items(), strict=True):
+        values = table[column].to_numpy(float)
+        low = min(0.0, np.nanmin(values, initial=0.0))
+        high = max(np.nanmax(values, initial=0.0), 0.1)
+        ax.hlines(rows, low, values, color="#dddddd", lw=1.5, zorder=1)
+        for row, value, name in zip(rows, values, table.index, strict=True):
+            ours = str(name).startswith("scMoE")
+            if np.isfinite(value):
+                ax.plot(value, row, "o" if ours else "s", color=method_colour(name), ms=8)
+                ax.annotate(f"{value:.2f}", (value, row), (7, 0), textcoords="offset points",
+                            va="center", fontsize=10, weight="bold" if ours else None)  # fmt: skip
+        span = high - low
+        ax.set(
+            title=words, xlim=(low - 0.04 * span, low + 1.35 * span), ylim=(-0.6, len(table) - 0.4)
+        )
+        ax.set_yticks(rows, table.index)
+        ax.tick_params(axis="y", length=0)
+        ax.spines["left"].set_visible(False)
+    return fig
+
+
+def group_sizes(table: pd.DataFrame, title: str) -> Figure:
+    """Draw how many cells each group (rows) has in each part (columns), stacked."""
+    fig, (ax,) = _panels(title, height=1.3 + 0.21 * len(table))
+    rows, left = np.arange(len(table))[::-1], np.zeros(len(table))
+    for column, colour in zip(table, ["#BBBBBB", "#77AADD", "#EE8866", "#EEDD88"], strict=False):
+        ax.barh(rows, table[column], 0.8, left, label=column, color=colour)
+        left += table[column].to_numpy()
+    ax.set(xlabel="cells", ylim=(-0.6, len(table) - 0.4))
+    ax.set_yticks(rows, table.index)
+    fig.legend(loc="outside lower center", ncols=table.shape[1])
+    return fig
+
+
+def batches(table: pd.DataFrame, held_out: Sequence[str], title: str) -> Figure:
+    """Draw which groups (rows) occur in which batches (columns), as shares of a batch.
+
+    `held_out` are the batches of the test cells. A cross marks a group that a batch lacks.
+    """
+    share = 100 * table / table.sum()
+    fig, (ax,) = _panels(title, height=1.3 + 0.24 * len(table))
+    mesh = _heat(ax, share, 0, max(share.to_numpy().max(), 1))
+    for row, column in np.argwhere(table.to_numpy() == 0):
+        ax.text(column + 0.5, row + 0.5, "×", ha="center", va="center", color=FAINT, fontsize=9)
+    names = [f"{b}\n{table[b].sum():,} cells{' (test)' * (b in held_out)}" for b in table]
+    crowded = table.shape[1] > 4
+    ax.set_xticks(np.arange(table.shape[1]) + 0.5, names, rotation=90 if crowded else 0)
+    fig.colorbar(mesh, ax=ax, label="cells of the batch (%)")
+    return fig
+
+
+def training_curves(history: pd.DataFrame, best: int, title: str) -> Figure:
+    """Draw the losses of training and validation cells by epoch.
+
+    Parameters
+    ----------
+    history
+        One row per epoch (the index): columns `train <part>` and `val <part>`. One panel per part.
+    best
+        The epoch whose weights were kept; a vertical line.
+    """
+    parts = list(dict.fromkeys(column.split(" ", 1)[1] for column in history))
+    n_rows = -(-len(parts) // 3)
+    fig, axes = _panels(title, n_rows, min(len(parts), 3), height=0.9 + 2.1 * n_rows)
+    for ax, part in zip(axes, parts, strict=False):
+        for prefix, words, line, colour in TRACES:
+            if (column := f"{prefix} {part}") in history:
+                values = history[column].dropna()
+                ax.plot(values.index, values, line, color=colour, label=words,
+                        marker="o" if len(values) < 3 else None)  # fmt: skip
+        ax.axvline(best, color="#CC6677", lw=1, zorder=0, label="epoch kept")
+        ax.set(title=part, xlabel="epoch")
+    for ax in axes[len(parts) :]:
+        ax.set_visible(False)
+    axes[0].set_ylabel("loss")
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    return fig
+
+
+def confusion(truth, predicted, title: str, order: Sequence[str] | None = None) -> Figure:
+    """Draw which groups (rows, true) are taken for which (columns, predicted).
+
+    Colour is the share of the true group's cells, and the numbers are cells. `order` puts the
+    columns in order (default: the rows' order, then what else was predicted).
+    """
+    table = pd.crosstab(np.asarray(truth, str), np.asarray(predicted, str))
+    rows = in_order(table.index)
+    columns = [c for c in (order if order is not None else rows) if c in table]
+    table = table.loc[rows, columns + in_order(set(table) - set(columns))]
+    share = table.div(table.sum(1), axis=0)
+    many = len(table) > 14
+    fig, (ax,) = _panels(title, height=1.6 + (0.2 if many else 0.32) * len(table))
+    _heat(ax, share, 0, 1, table.replace(0, "").astype(str), size=8 if many else 10)
+    ax.set(ylabel="true group", xlabel="predicted group")
+    ax.tick_params(axis="x", rotation=90, labelsize=9 if many else 10)
+    ax.tick_params(axis="y", labelsize=9 if many else 10)
+    return fig
+
+
+def embedding(xy: np.ndarray, truth, predicted, colours: Mapping[str, str], title: str,
+              right=None, behind=None) -> Figure:  # fmt: skip
+    """Draw cells twice: coloured by their true group and by the predicted one.
+
+    Parameters
+    ----------
+    xy
+        `(n_cells, 2)`, without units.
+    truth, predicted
+        Group of each cell; `predicted` in the names of `colours` too.
+    colours
+        Group -> colour; other groups are grey.
+    right
+        `(n_cells,)` of bool: False is ringed in the right panel. Default: none is.
+    behind
+        `(n, 2)`: further cells, drawn as small grey dots behind.
+    """
+    fig, axes = _panels(title, 1, 2, height=3.5 + _legend_height(colours))
+    for ax, labels, words in zip(axes, (truth, predicted), ("truth", "prediction"), strict=True):
+        if behind is not None:
+            ax.scatter(*behind.T, s=5, color="#d8d8d8", linewidths=0, rasterized=len(behind) > 3000)
+        _scatter(ax, xy, labels, colours)
+        ax.set(title=words, xticks=[], yticks=[], xlabel="t-SNE 1")
+        for spine in ax.spines.values():
+            spine.set_visible(False)
+    axes[0].set_ylabel("t-SNE 2")
+    if right is not None and not np.all(right):
+        wrong = ~np.asarray(right, bool)
+        axes[1].scatter(*xy[wrong].T, s=46, facecolors="none", edgecolors=INK, linewidths=0.9)
+        axes[1].set_title("prediction (ringed: wrong)")
+    _legend(fig, colours, [*truth, *predicted])
+    return fig
+
+
+def tissue_map(positions: np.ndarray, panels: Mapping[str, Sequence], colours: Mapping[str, str],
+               title: str, outlined=None) -> Figure:  # fmt: skip
+    """Draw tissue pixels where they lie, once per panel.
+
+    Parameters
+    ----------
+    positions
+        `(n_cells, 2)`: column and row of each pixel, any unit; drawn with rows downwards.
+    panels
+        Title of a panel -> group of each pixel (empty string: not drawn).
+    outlined
+        `(n_cells,)` of bool: pixels with a dark edge, such as the test cells.
+    """
+    fig, axes = _panels(title, 1, len(panels), height=3.4 + _legend_height(colours), sharey=True)
+    steps = np.diff(np.unique(positions[:, 0]))
+    pitch = np.median(steps[steps > 1e-9]) if (steps > 1e-9).any() else 1.0
+    extent = np.ptp(positions, axis=0).max() / pitch + 1
+    size = (72 * 0.9 * min(WIDTH / len(panels), 3.2) / extent) ** 2  # points²: pixels just touch
+    edges = np.zeros(len(positions), bool) if outlined is None else np.asarray(outlined, bool)
+    for ax, (words, labels) in zip(axes, panels.items(), strict=True):
+        labels = np.asarray(labels, str)
+        shown = labels != ""
+        face = np.array([colours.get(label, FAINT) for label in labels])
+        for part, edge in ((shown & ~edges, "none"), (shown & edges, INK)):
+            ax.scatter(
+                *positions[part].T,
+                s=size,
+                c=face[part],
+                marker="s",
+                edgecolors=edge,
+                linewidths=0.9,
+            )
+        ax.set(title=words, xticks=[], yticks=[], aspect="equal")
+        ax.spines[:].set_visible(False)
+    axes[0].invert_yaxis()
+    _legend(fig, colours, [label for labels in panels.values() for label in labels], marker="s")
+    return fig
+
+
+def trajectory(xy: np.ndarray, groups, pseudotime, colours: Mapping[str, str], title: str,
+               axes_names=("PC 1", "PC 2")) -> Figure:  # fmt: skip
+    """Draw simulated cells along their trajectory: by group and, where it is known, by time."""
+    n_panels = 1 if pseudotime is None else 2
+    fig, axes = _panels(title, 1, n_panels, height=3.4 + _legend_height(colours), sharey=True)
+    _scatter(axes[0], xy, groups, colours)
+    axes[0].set(title="group", ylabel=axes_names[1])
+    if pseudotime is not None:
+        dots = axes[1].scatter(*xy.T, c=pseudotime, s=12, cmap="cividis", linewidths=0)
+        axes[1].set(title="simulated time", box_aspect=1)
+        fig.colorbar(dots, ax=axes[1], label="simulated time", shrink=0.8)
+    for ax in axes:
+        ax.set_xlabel(axes_names[0])
+    _legend(fig, colours, groups)
+    return fig
+
+
+def translation_heatmap(
+    panels: Mapping[str, pd.DataFrame], title: str, label: str = "R²"
+) -> Figure:
+    """Draw how well each modality (rows) is predicted from each other one (columns), per method.
+
+    Parameters
+    ----------
+    panels
+        Method -> table target × source; NaN where there is no such pair.
+    """
+    high = max(max(np.nanmax(table.to_numpy(), initial=0) for table in panels.values()), 0.1)
+    n = len(next(iter(panels.values())))
+    fig, axes = _panels(
+        title, 1, len(panels), height=1.2 + 2.0 * n / (n + 1) + 0.25 * n, sharey=True
+    )
+    for ax, (method, table) in zip(axes, panels.items(), strict=True):
+        words = table.map(lambda value: "–" if np.isnan(value) else f"{value:.2f}")
+        named = table.rename(index=title_of, columns=title_of)
+        mesh = _heat(ax, named, 0, high, words)
+        ax.set_title(fill(method, 56 // len(panels)), color=method_colour(method), weight="bold")
+        ax.set_xlabel("from (source)")
+        ax.set_xticks(
+            np.arange(n) + 0.5, named.columns, rotation=35, ha="right", rotation_mode="anchor"
+        )
+    axes[0].set_ylabel("predicted (target)")
+    fig.colorbar(mesh, ax=list(axes), label=label, shrink=0.9, extend="min")
+    return fig
+
+
+def expert_usage(usage: Mapping[str, pd.DataFrame], title: str) -> Figure:
+    """Draw which experts (columns) serve which groups (rows), one panel per modality.
+
+    Parameters
+    ----------
+    usage
+        Modality -> table group × expert; a row holds shares of gate weight and sums to 1.
+    """
+    n_rows = len(next(iter(usage.values())))
+    size = 9 if n_rows > 14 else 10
+    fig, axes = _panels(title, 1, len(usage), height=1.3 + 0.2 * max(n_rows, 5), sharey=True)
+    high = max(table.to_numpy().max() for table in usage.values())
+    for ax, (modality, table) in zip(axes, usage.items(), strict=True):
+        mesh = _heat(ax, table, 0, high)
+        ax.set_title(title_of(modality), color=modality_colour(modality), weight="bold")
+        ax.set_xlabel("expert")
+        every = max(1, table.shape[1] // 5)
+        ax.set_xticks(np.arange(0, table.shape[1], every) + 0.5, table.columns[::every])
+        ax.tick_params(axis="y", labelsize=size)
+    fig.colorbar(mesh, ax=list(axes), label="share of gate weight", shrink=0.9)
+    return fig
+
+
+def attribution_bars(table: pd.DataFrame, title: str) -> Figure:
+    """Draw the features that matter most, by each method of attribution.
+
+    Parameters
+    ----------
+    table
+        Rows (modality, feature), most important first; one column per method of attribution,
+        in shares of that method's total.
+    """
+    fig, axes = _panels(title, 1, table.shape[1], height=1.4 + 0.26 * len(table), sharey=True)
+    rows = np.arange(len(table))[::-1]
+    colours = [modality_colour(modality) for modality in table.index.get_level_values(0)]
+    for ax, method in zip(axes, table, strict=True):
+        ax.barh(rows, 100 * table[method], 0.75, color=colours)
+        ax.set(title=method, xlabel="share (%)", ylim=(-0.6, len(table) - 0.4))
+    axes[0].set_yticks(rows, [feature for _, feature in table.index])
+    present = list(dict.fromkeys(table.index.get_level_values(0)))
+    _legend(
+        fig, {title_of(m): modality_colour(m) for m in present}, map(title_of, present), marker="s"
+    )
+    return fig
+
+
+def _panels(title: str, n_rows=1, n_columns=1, height=3.0, **options):
+    """Make a figure of the book's width, and its axes in a flat array."""
+    fig = Figure(figsize=(WIDTH, height), layout="constrained")
+    axes = fig.subplots(n_rows, n_columns, squeeze=False, **options)
+    fig.suptitle(f"{title}\n({_mark})" if _mark else title)
+    return fig, axes.ravel()
+
+
+def _heat(ax: Axes, table: pd.DataFrame, low, high, words=None, size=10):
+    """Draw a table as coloured cells, first row on top; `words` go into the cells."""
+    values = np.ma.masked_invalid(table.to_numpy(float))
+    mesh = ax.pcolormesh(
+        values, cmap=SHARES, vmin=low, vmax=high, edgecolors="#e4e4e4", linewidth=0.5
+    )
+    ax.set(ylim=(len(table), 0))
+    ax.set_xticks(np.arange(table.shape[1]) + 0.5, table.columns)
+    ax.set_yticks(np.arange(len(table)) + 0.5, table.index)
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+    if words is not None:
+        for row, column in np.ndindex(values.shape):
+            dark = values.filled(low)[row, column] > low + 0.55 * (high - low)
+            ax.text(column + 0.5, row + 0.5, words.iat[row, column], ha="center", va="center",
+                    fontsize=size, color="white" if dark else INK)  # fmt: skip
+    return mesh
+
+
+def _scatter(ax: Axes, xy, labels, colours) -> None:
+    """Draw cells coloured by group; groups without a colour are grey, below the others."""
+    labels = np.asarray(labels, str)
+    size = np.clip(9000 / max(len(xy), 1), 2, 26)
+    other = ~np.isin(labels, list(colours))
+    options = {"s": size, "linewidths": 0, "rasterized": len(xy) > 3000}
+    ax.scatter(*xy[other].T, color=FAINT, marker="x", **(options | {"linewidths": 0.8}))
+    for i, (group, colour) in enumerate(colours.items()):
+        ax.scatter(
+            *xy[labels == group].T, color=colour, marker=MARKERS[i % len(MARKERS)], **options
+        )
+    ax.set_box_aspect(1)
+
+
+def _legend(fig: Figure, colours, present, marker=None) -> None:
+    """Put a legend of the groups that are drawn below the panels."""
+    present, handles = set(map(str, present)), []
+    for i, (group, colour) in enumerate(colours.items()):
+        if group in present:
+            shape = marker or MARKERS[i % len(MARKERS)]
+            handles.append(
+                mpl.lines.Line2D([], [], ls="", marker=shape, color=colour, label=group, ms=6)
+            )
+    if present - set(colours) - {""}:
+        handles.append(
+            mpl.lines.Line2D([], [], ls="", marker="x", color=FAINT, label="other", ms=6)
+        )
+    fig.legend(handles=handles, loc="outside lower center", fontsize=9.5,
+               ncols=min(_columns(colours), len(handles)),
+               handletextpad=0.1, columnspacing=0.9)  # fmt: skip
+
+
+def _columns(names) -> int:
+    return int(np.clip(68 // (max(map(len, names), default=1) + 4), 1, 7))
+
+
+def _legend_height(names) -> float:
+    return 0.2 * -(-len(names) // _columns(names))

@@ -1,0 +1,132 @@
+"""Attributions against plain definitions: what is split adds up, what is linear is exact."""
+
+import mudata as md
+import numpy as np
+import pytest
+import torch
+
+import scmoe
+from scmoe import explain
+from scmoe.data import DataError
+from scmoe.explain.answer import Answer
+from tests.conftest import make_tiny
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    """A model of tiny cells whose network has its full say, its test cells and training cells."""
+    return make_fitted()
+
+
+def make_fitted(labels=None):
+    with md.set_options(pull_on_update=False):
+        cells = make_tiny(90)
+        if labels is not None:
+            cells.obs["cell_type"] = labels
+        split = scmoe.data.split_mudata(cells)
+        config = scmoe.Config().replace(d=16, n_patches=4, n_experts=4, epochs=3)
+        model = scmoe.ScMoE(config=config).fit(split, device="cpu", progress=False)
+    model.network_.group_scale.fill_(1.0)
+    model.network_.pair_scale.fill_(1.0)
+    return model, split.test, split.train
+
+
+ASKED = {
+    "own group": {},
+    "two groups": {"outputs": ["type0", "type2"]},
+    "a translation": {"target": "protein", "source": ["rna", "morph"]},
+}
+
+
+@pytest.mark.parametrize("asked", ASKED.values(), ids=ASKED)
+def test_shares_of_experts_add_up_to_gradient_times_input(fitted, asked):
+    model, cells, _ = fitted
+    split = explain.attribute(model, cells, **asked)
+    whole = explain.attribute(model, cells, "gradient_x_input", **asked)
+    assert np.allclose(split.flat, whole.flat, atol=1e-5 * np.abs(whole.flat).max())
+    assert np.allclose(split.share_table(split.groups).sum(1), 1)
+    assert sum(np.abs(values[2:]).sum() for values in split.shares.values()) > 0
+
+
+def test_a_silent_expert_has_no_share(fitted):
+    model, cells, _ = fitted
+    with explain.routing.without_expert(model, 1) as silenced:
+        shares = explain.attribute(silenced, cells).share_table()
+    assert (shares["expert 1"] == 0).all()
+    assert (shares.drop(columns="expert 1").sum(1) > 0.99).all()
+
+
+def test_gradients_are_those_of_finite_differences(fitted):
+    model, cells, _ = fitted
+    answer = Answer(model, outputs=["type1"])
+    x, mean = answer.inputs(cells), answer.means()[1][3]
+    with torch.no_grad():
+        up, down = ([x[0], x[1].clone(), x[2]] for _ in range(2))
+        up[1][:, 3] += 0.01
+        down[1][:, 3] -= 0.01
+        slope = (answer(*up) - answer(*down))[:, 0] / 0.02
+    expected = (slope * (x[1][:, 3] - mean)).numpy()
+    found = explain.attribute(model, cells, outputs=["type1"]).values["protein"][:, 0, 3]
+    assert np.median(np.abs(found - expected)) < 1e-2 * np.abs(expected).max()
+
+
+def test_all_methods_agree_where_the_model_is_linear(fitted):
+    model, cells, background = fitted
+    model, cells = model.without_experts(), cells[:3].copy()
+    exact = explain.attribute(model, cells, background=background)
+    budgets = {"shap_permutation": 1, "shap_gradient": 500}
+    for method in ("integrated_gradients", "shap_permutation", "shap_kernel", "shap_gradient"):
+        why = explain.attribute(
+            model, cells, method, background=background, budget=budgets.get(method)
+        )
+        gap = np.abs(why.flat - exact.flat).max() / np.abs(exact.flat).max()
+        assert gap < (0.3 if method == "shap_gradient" else 1e-3), method
+
+
+def test_integrated_gradients_and_permutations_add_up_to_the_answer(fitted):
+    model, cells, _ = fitted
+    cells = cells[:3].copy()
+    for method in ("integrated_gradients", "shap_permutation"):
+        why = explain.attribute(model, cells, method)
+        error = explain.faithfulness.additivity_error(model, cells, why)
+        assert np.abs(error).max() < 0.02, method
+
+
+def test_cells_without_a_modality_get_nothing_from_it(fitted):
+    model, cells, background = fitted
+    lacking = cells.copy()
+    lacking.mod["protein"] = lacking.mod["protein"][2:].copy()
+    lacking.update()
+    why = explain.attribute(model, lacking)
+    assert (why.values["protein"][:2] == 0).all()
+    assert (why.values["protein"][2:] != 0).any()
+    with pytest.raises(DataError, match="protein.*missing in some cells"):
+        explain.attribute(model, lacking, "shap_gradient", background=background)
+
+
+def test_routing_relevance_needs_no_gradient_and_is_shared_within_patches(fitted):
+    model, cells, background = fitted
+    why = explain.attribute(model, cells, "routing", background=background)
+    size = model.network_.patch_sizes[0]
+    assert np.ptp(why.values["rna"][:, 0, :size], axis=1).max() < 1e-6
+
+
+def test_shap_gradient_approaches_integrated_gradients_from_the_mean(fitted):
+    model, cells, background = fitted
+    cells = cells[:4].copy()
+    sampled = explain.attribute(model, cells, "shap_gradient", background=background, budget=200)
+    exact = explain.attribute(model, cells, "integrated_gradients")
+    assert explain.faithfulness.spearman(sampled, exact).min() > 0.9
+
+
+def test_wrong_questions_are_refused(fitted):
+    model, cells, background = fitted
+    for asked, words in [
+        ({"method": "magic"}, "unknown method"),
+        ({"outputs": ["nobody"]}, "unknown output 'nobody'"),
+        ({"target": "smell"}, "unknown target"),
+        ({"target": "rna", "source": "rna"}, "also a source"),
+        ({"method": "shap_gradient"}, "background"),
+    ]:
+        with pytest.raises(ValueError, match=words):
+            explain.attribute(model, cells, **asked)

@@ -1,0 +1,127 @@
+"""Figures say what they show, in the same colours everywhere."""
+
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from scmoe import plot
+from scmoe.colours import group_colours, in_order, method_colour, modality_colour
+
+MET = [f"Sst-MET-{i}" for i in range(1, 14)] + [f"{f}-MET-{i}" for f in ("Vip", "Pvalb", "Lamp5")
+                                                for i in range(1, 6)]  # fmt: skip
+PAIRS = pd.DataFrame([[np.nan, 0.1], [-0.2, np.nan]], ["rna", "ephys"], ["rna", "ephys"])
+XY = np.random.default_rng(0).normal(size=(40, 2))
+GROUPS = np.array(["a", "b"] * 20)
+
+FIGURES = {
+    "scores": lambda: plot.scores(
+        pd.DataFrame({"accuracy": [0.9, np.nan]}, ["scMoE", "ridge"]), {"accuracy": "accuracy"}, "T"
+    ),
+    "group_sizes": lambda: plot.group_sizes(pd.DataFrame({"test": [1, 2]}, ["a", "b"]), "T"),
+    "batches": lambda: plot.batches(pd.DataFrame({"s1": [1, 0], "s2": [3, 4]}), ["s1"], "T"),
+    "training_curves": lambda: plot.training_curves(
+        pd.DataFrame({"train loss": [2.0, 1.0], "val loss": [2.0, 1.5]}, [1, 2]), 2, "T"
+    ),
+    "confusion": lambda: plot.confusion(GROUPS, GROUPS[::-1], "T"),
+    "embedding": lambda: plot.embedding(
+        XY, GROUPS, GROUPS[::-1], group_colours("ab"), "T", GROUPS == "a", XY + 1
+    ),
+    "tissue_map": lambda: plot.tissue_map(
+        np.indices((8, 5)).reshape(2, -1).T,
+        {"truth": GROUPS},
+        group_colours("ab"),
+        "T",
+        GROUPS == "a",
+    ),
+    "trajectory": lambda: plot.trajectory(
+        XY, GROUPS, np.linspace(0, 1, 40), group_colours("ab"), "T"
+    ),
+    "translation_heatmap": lambda: plot.translation_heatmap({"scMoE": PAIRS, "ridge": PAIRS}, "T"),
+    "expert_usage": lambda: plot.expert_usage(
+        {"rna": pd.DataFrame([[0.5, 0.5], [0.0, 1.0]], ["a", "b"])}, "T"
+    ),
+    "attribution_bars": lambda: plot.attribution_bars(
+        pd.DataFrame(
+            {"SHAP": [0.7, 0.3]}, pd.MultiIndex.from_tuples([("rna", "x"), ("ephys", "x")])
+        ),
+        "T",
+    ),
+}
+
+
+@pytest.fixture(autouse=True)
+def no_mark():
+    yield
+    plot.style()
+
+
+def texts(fig):
+    svg_text = [text.get_text() for text in fig.findobj(lambda artist: hasattr(artist, "get_text"))]
+    return "\n".join(svg_text)
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_every_figure_says_when_its_cells_are_not_real(name, tmp_path):
+    plot.style("stand-in")
+    fig = FIGURES[name]()
+    fig.savefig(tmp_path / "figure.svg")
+    assert "(stand-in)" in fig.get_suptitle()
+    plot.style()
+    assert FIGURES[name]().get_suptitle() == "T"
+
+
+def test_the_same_figure_is_drawn_byte_for_byte(tmp_path):
+    plot.style()
+    drawn = []
+    for number in range(2):
+        FIGURES["embedding"]().savefig(tmp_path / f"{number}.svg", metadata={"Date": None})
+        drawn.append((tmp_path / f"{number}.svg").read_bytes())
+    assert drawn[0] == drawn[1]
+
+
+def test_a_translation_without_a_value_is_not_drawn_as_a_number():
+    words = texts(FIGURES["translation_heatmap"]())
+    assert "0.10" in words
+    assert "-0.20" in words
+    assert "nan" not in words.lower()
+
+
+def test_confusion_counts_cells_and_puts_rows_first():
+    fig = plot.confusion(["a", "a", "b"], ["a", "b", "cluster 7"], "T")
+    assert re.search(r"a\na\nb\nb\ncluster 7", texts(fig))
+    assert texts(fig).count("1") == 3
+
+
+def test_an_unknown_group_is_drawn_and_named_other():
+    fig = plot.embedding(XY, ["c"] * 40, GROUPS, group_colours("ab"), "T")
+    assert "other" in [text.get_text() for text in fig.legends[0].get_texts()]
+
+
+def test_names_sort_by_the_numbers_in_them():
+    assert in_order(["Sst-MET-10", "Sst-MET-2", "10", "9", "CD4+"]) == [
+        "9", "10", "CD4+", "Sst-MET-2", "Sst-MET-10"]  # fmt: skip
+
+
+@pytest.mark.parametrize("groups", [["a"], list("abc"), [f"type {i}" for i in range(22)], MET,
+                                    [str(i) for i in range(60)]])  # fmt: skip
+def test_groups_have_colours_of_their_own(groups):
+    colours = group_colours(groups)
+    assert list(colours) == in_order(groups)
+    assert len(set(colours.values())) == len(groups)
+
+
+def test_a_family_of_many_groups_shares_a_hue():
+    colours = group_colours(MET)
+    channels = {g: tuple(int(c[i : i + 2], 16) for i in (1, 3, 5)) for g, c in colours.items()}
+    teal = [channels[g] for g in MET if g.startswith("Pvalb")]
+    assert all(blue > red for red, _, blue in teal)
+
+
+def test_modalities_and_methods_keep_their_colours():
+    assert modality_colour("rna") == modality_colour("mrna") != modality_colour("protein")
+    assert method_colour("scMoE") != method_colour("scMoE linear path")
+    assert method_colour("logistic regression (late fusion)") == method_colour(
+        "logistic regression"
+    )
