@@ -1,0 +1,76 @@
+"""The matrix of runs: resumable, and a failure keeps its traceback."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat.v4 as nb
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+TEMPLATE = """import json, pathlib
+folder = pathlib.Path(out_dir)
+folder.mkdir(parents=True, exist_ok=True)
+assert fold != failing, "fold is failing"
+(folder / "metrics.json").write_text(json.dumps({"records": []}))"""
+
+
+@pytest.fixture
+def matrix(tmp_path):
+    """A copy of the workflow with a notebook of its own: two folds, of which one fails."""
+    shutil.copy(ROOT / "Snakefile", tmp_path)
+    (tmp_path / "scmoe").mkdir()
+    (tmp_path / "scmoe" / "model.py").write_text("a = 1\n")
+    (tmp_path / "notebooks").mkdir()
+    parameters = nb.new_code_cell(
+        "fold = 0\nfailing = 1\nprofile = None\nout_dir = None\nthreads = None",
+        metadata={"tags": ["parameters"]},
+    )
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    book = nb.new_notebook(
+        cells=[parameters, nb.new_code_cell(TEMPLATE)], metadata={"kernelspec": kernel}
+    )
+    (tmp_path / "notebooks" / "tiny.ipynb").write_text(json.dumps(book))
+    notebooks = {"tiny": {"sweep": {"fold": [0, 1]}}}
+    profile = {"threads": 1, "gpu": 0, "notebooks": notebooks}
+    (tmp_path / "runs.yml").write_text(yaml.safe_dump({"profiles": {"quick": profile}}))
+    return tmp_path
+
+
+def snakemake(folder, *options):
+    command = [sys.executable, "-m", "snakemake", "--cores", "1", "--keep-going", *options]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True)
+
+
+@pytest.mark.slow
+def test_a_failed_run_keeps_its_notebook_and_stops_no_other(matrix):
+    runs = matrix / "book" / "runs" / "quick"
+    assert snakemake(matrix).returncode != 0
+    assert (runs / "tiny-fold_0" / "metrics.json").exists()
+    assert not (runs / "tiny-fold_1" / "metrics.json").exists()
+    assert "fold is failing" in (runs / "tiny-fold_1.ipynb").read_text()
+
+    left = snakemake(matrix, "--dry-run").stdout
+    assert "run=tiny-fold_1" in left
+    assert "run=tiny-fold_0" not in left
+
+
+@pytest.mark.slow
+def test_nothing_changed_means_nothing_runs_and_new_code_means_all_runs(matrix):
+    template = matrix / "notebooks" / "tiny.ipynb"
+    template.write_text(template.read_text().replace("failing = 1", "failing = None"))
+    assert snakemake(matrix).returncode == 0
+    assert "Nothing to be done" in snakemake(matrix, "--dry-run").stdout
+    (matrix / "scmoe" / "model.py").write_text("a = 2\n")
+    assert "Nothing to be done" not in snakemake(matrix, "--dry-run").stdout
+
+
+@pytest.mark.slow
+def test_the_full_profile_covers_every_published_fold():
+    result = snakemake(ROOT, "--dry-run", "--config", "profile=full")
+    assert result.returncode == 0, result.stderr
+    for fold in range(10):
+        assert f"patchseq-protocol_strict-fold_{fold}-seed_2" in result.stdout
