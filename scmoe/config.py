@@ -25,6 +25,7 @@ class ModelConfig:
     n_layers: int = 1
     n_experts: int = 8
     top_k: int = 2
+    hidden: int | None = None  # width of an expert's hidden layer; None: 2 d
     n_routers: int | None = (
         None  # None: one per modality; else modality i uses min(i, n_routers - 1)
     )
@@ -45,6 +46,8 @@ class ModelConfig:
             raise ValueError(f"d={self.d} must be a multiple of 4 (16-byte rows for grouped GEMM).")
         if self.top_k > self.n_experts:
             raise ValueError(f"top_k={self.top_k} exceeds n_experts={self.n_experts}.")
+        if self.hidden is not None and (self.hidden < 1 or self.hidden % 4):
+            raise ValueError(f"hidden={self.hidden} must be a positive multiple of 4, or None.")
         if self.n_routers is not None and self.n_routers < 1:
             raise ValueError(f"n_routers={self.n_routers} must be at least 1, or None.")
 

@@ -27,7 +27,7 @@ class Layer(nn.Module):
             [min(i, n_routers - 1) for i in range(n_modalities)],
             config.fastmoe_init,
         )
-        self.experts = Experts(config.n_experts, d, 2 * d, config.fastmoe_init)
+        self.experts = Experts(config.n_experts, d, config.hidden or 2 * d, config.fastmoe_init)
 
     def forward(self, x: Tensor, mask: Tensor | None, present: Tensor) -> tuple[Tensor, Routing]:
         """Tokens ``(B, M, P, d)``; ``mask`` ``(B, 1, M*P, M*P)`` is True where a query may look."""

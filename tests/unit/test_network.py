@@ -105,11 +105,32 @@ def test_strict_preset_has_none_of_them():
 
 @pytest.mark.parametrize(
     "change",
-    [dict(d=30), dict(top_k=9), dict(epochs=0), dict(lr=0), dict(n_experts=0), dict(foo=1)],
+    [
+        dict(d=30),
+        dict(top_k=9),
+        dict(hidden=6),
+        dict(epochs=0),
+        dict(lr=0),
+        dict(n_experts=0),
+        dict(foo=1),
+    ],
 )
 def test_impossible_settings_are_refused(change):
     with pytest.raises(ValueError, match=next(iter(change))):
         Config().replace(**change)
+
+
+def test_one_wide_expert_is_a_dense_perceptron_of_equal_size():
+    def layer(**change):
+        config = ModelConfig(d=16, n_heads=2, n_experts=4, top_k=2)
+        config = Config(config).replace(**change).model
+        return Network(config, SIZES, n_groups=3).layers[0]
+
+    sparse, dense = layer(), layer(n_experts=1, top_k=1, hidden=4 * 2 * 16)
+    assert dense.experts.w1.numel() == sparse.experts.w1.numel()
+    x = torch.randn(5, 3, 8, 16)
+    _, routing = dense(x, None, torch.ones(5, 3, dtype=torch.bool))
+    assert (routing.weights == 1).all() and routing.balance == 0
 
 
 def test_cross_entropy_of_softmax_outputs_cannot_reach_zero():
