@@ -155,6 +155,11 @@ def check_modality(adata: AnnData, name: str) -> None:
         X = matrix(adata)
     except KeyError:  # a backed file without X
         X = None
+    except ValueError as error:  # a view of a file, reversed say, that anndata does not read
+        raise DataError(
+            f"modality '{name}': this part of a file on disk cannot be read ({error}); "
+            "read the file into memory, then take the part"
+        ) from error
     if X is None:
         raise DataError(f"modality '{name}' has no X; put the measured values there")
     if X.dtype.kind not in "fiub":

@@ -110,6 +110,13 @@ def test_a_modality_without_x_is_refused(tiny):
         check(tiny)
 
 
+def test_a_part_of_a_file_that_cannot_be_read_is_refused_with_the_remedy(tiny, tmp_path):
+    tiny.mod["rna"].write_h5ad(tmp_path / "rna.h5ad")
+    backed = anndata.read_h5ad(tmp_path / "rna.h5ad", backed="r")
+    with pytest.raises(DataError, match="'rna'.*cannot be read.*read the file into memory"):
+        check(mudata.MuData({"rna": backed[::-1]}))
+
+
 def test_missing_labels_are_refused_with_the_columns_there_are(tiny):
     with pytest.raises(DataError, match="no column 'leiden'.*cell_type.*label_key"):
         check(tiny, "leiden")
