@@ -35,8 +35,16 @@ TRAINS = [
     "nn",
     "config.py",
     "fit.py",
+    "step.py",
     "model.py",
 ]  # the sources that decide a trained model
+SIMULATION = {
+    "backbone": "linear",
+    "setting": "default",
+    "cells": 500,
+    "genes": 100,
+    "simulation": 0,
+}  # what dyngen's cells are simulated by, and the values that mean the data set itself
 VERSIONS = ["scmoe", "torch", "numpy", "scipy", "pandas", "scikit-learn", "anndata", "mudata"]
 
 
@@ -102,8 +110,15 @@ class Run:
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
     def load(self) -> data.Split:
-        """Load this run's cells, cut by its fold and seed (see `scmoe.data.load`)."""
+        """Load this run's cells, cut by its fold and seed (see `scmoe.data.load`).
+
+        A run whose further parameters ask for another simulation simulates that one.
+        """
+        other = {k: self.extra[k] for k, v in SIMULATION.items() if self.extra.get(k, v) != v}
         with self.clock("load"):
+            if other:
+                self.split = data.load_simulated(self.fold, self.seed, self.modalities, **other)
+                return self.split
             self.split = data.load(
                 self.dataset,
                 fold=self.fold,
@@ -164,7 +179,7 @@ class Run:
         }
         return json.loads(json.dumps(stamp))
 
-    def finish(self, records: pd.DataFrame) -> Path:
+    def finish(self, records: pd.DataFrame, **further) -> Path:
         """Write `metrics.json` into `out_dir`: the records and where they come from.
 
         The file appears whole or not at all. Scores that are undefined (R² of a modality that
@@ -175,6 +190,8 @@ class Run:
         ----------
         records
             The table of `scmoe.evaluate`, or several below each other.
+        further
+            More to say of where they come from, ready for JSON.
 
         Returns
         -------
@@ -187,7 +204,7 @@ class Run:
         self.seconds["total"] = time.perf_counter() - self.started
         content = {
             "records": _rows(records[finite]),
-            "provenance": self._provenance() | {"undefined": _rows(records[~finite])},
+            "provenance": self._provenance() | {"undefined": _rows(records[~finite])} | further,
         }
         return _write(self.out_dir / "metrics.json", content)
 
@@ -276,10 +293,10 @@ def read_records(paths: str | Path | Iterable[str | Path]) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
-def source_hash() -> str:
-    """Give the hash of the sources that decide what a trained model is."""
+def source_hash(names: Sequence[str] = tuple(TRAINS)) -> str:
+    """Give the hash of files and folders of the package: those that decide a trained model."""
     digest = hashlib.sha256()
-    for name in TRAINS:
+    for name in names:
         path = PACKAGE / name
         for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
             digest.update(file.relative_to(PACKAGE).as_posix().encode() + file.read_bytes())

@@ -11,7 +11,8 @@ from scipy.optimize import linear_sum_assignment
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
-from scmoe import baselines, paper
+from scmoe import paper
+from scmoe.baselines.roster import simple_methods
 from scmoe.colours import in_order, title_of
 from scmoe.data import Split, Transform
 from scmoe.metrics import evaluate
@@ -41,24 +42,6 @@ def cells_of(split: Split) -> pd.DataFrame:
     return frame.loc[in_order(frame.index)]
 
 
-def simple_methods(task: str, split: Split) -> list:
-    """Give the methods that a page holds a model against, not yet fitted.
-
-    Groups, supervised: logistic regression on each modality alone, and on all of them fused;
-    nearest neighbours in the tissue where pixels have coordinates. Unsupervised: k-means.
-    Translation: ridge regression.
-    """
-    several = len(split.modalities) > 1
-    if task == "unsupervised":
-        methods = [baselines.KMeans()]
-    else:
-        methods = [baselines.LogisticRegression(modalities=[name]) for name in split.modalities]
-        methods += [baselines.LogisticRegression("late")] if several else []
-        if "spatial" in split.test.obsm:
-            methods.append(baselines.CoordinateNeighbours())
-    return methods + ([baselines.Ridge()] if several else [])
-
-
 def compare(run: Run, model, split: Split) -> pd.DataFrame:
     """Fit the simple methods, and score them, the model and its linear path on the test cells.
 
@@ -68,24 +51,47 @@ def compare(run: Run, model, split: Split) -> pd.DataFrame:
     -------
     The records of all methods, as `scmoe.evaluate` gives them.
     """
-    with run.clock("baselines"):
-        methods = [method.fit(split) for method in simple_methods(run.task, split)]
+    tables = [score_ours(run, model, split)]
+    tables += [score(run, m, split) for m in simple_methods(run.task, split, run.profile)]
+    return pd.concat(tables, ignore_index=True)
+
+
+def score_ours(run: Run, model, split: Split) -> pd.DataFrame:
+    """Score a fitted model and its linear path alone, where it has one, on the test cells."""
     linear = [model.without_experts()] if model.config.model.linear_path else []
     with run.clock("evaluate"):
-        tables = [evaluate(m, split.test, split.label_key) for m in [model, *linear, *methods]]
+        tables = [evaluate(m, split.test, split.label_key) for m in [model, *linear]]
         if run.protocol == "paper":
             tables.insert(1, paper.score(model, split))
     return pd.concat(tables, ignore_index=True).assign(protocol=run.protocol)
 
 
+def score(run: Run, method, split: Split) -> pd.DataFrame:
+    """Fit another method and score it on the test cells."""
+    with run.clock("baselines"):
+        method.fit(split)
+    with run.clock("evaluate"):
+        return evaluate(method, split.test, split.label_key).assign(protocol=run.protocol)
+
+
 def scores(records: pd.DataFrame) -> pd.DataFrame:
     """Give one row per method: its group metrics, and translation metrics averaged over pairs.
 
-    Best accuracy first, then best R².
+    Best accuracy first, then best R². A method that read some of several modalities says which.
     """
+    records = records.assign(method=_told_apart(records))
     wide = records.pivot_table(index="method", columns="metric", values="value", aggfunc="mean")
     wide = wide.reindex(columns=[name for name in METRICS if name in wide])
     return wide.sort_values([c for c in ("accuracy", "r2") if c in wide], ascending=False)
+
+
+def _told_apart(records: pd.DataFrame) -> pd.Series:
+    """Name methods by their modalities too where one name stands for several of those."""
+    method, read = records["method"], records["modalities"]
+    groups = records[records["task"] != "translation"].groupby("method")["modalities"]
+    widest = groups.agg(lambda names: max(names, key=len)).reindex(method).to_numpy()
+    some = (groups.nunique().reindex(method).to_numpy() > 1) & (read.to_numpy() != widest)
+    return method.where(~some, method + " of " + read)
 
 
 def translation_grids(records: pd.DataFrame, metric: str = "r2") -> dict[str, pd.DataFrame]:

@@ -4,7 +4,7 @@ from scmoe.data.catalog import DATASETS, Dataset, list_datasets
 from scmoe.data.check import DataError, check
 from scmoe.data.dyngen import simulate_dyngen
 from scmoe.data.read import read
-from scmoe.data.split import Split, load, split_mudata
+from scmoe.data.split import Split, load, load_simulated, split_mudata
 from scmoe.data.transform import Transform
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "check",
     "list_datasets",
     "load",
+    "load_simulated",
     "read",
     "simulate_dyngen",
     "split_mudata",

@@ -305,7 +305,7 @@ def simulate_dyngen(
     seed
         The same seed gives the same network and cells.
     setting
-        `"default"` (the noise of dyngen) or `"hard"` (no single modality suffices).
+        `"default"` (the noise of dyngen), `"hard"` (no single modality suffices) or `"medium"`.
 
     Returns
     -------

@@ -47,6 +47,17 @@ SETTINGS = {
         dropout=0.2,
         dna_precision=2.0,
     ),
+    # Between the two, for sets on which nothing was chosen.
+    "medium": Setting(
+        library_sd=0.7,
+        library_by_content=False,
+        capture={"dna": 0.6, "pre_mrna": 0.2, "mrna": 0.14, "protein": 4e-3},
+        cell_sd=0.1,
+        value_sd=0.2,
+        assay_sd=0.8,
+        dropout=0.1,
+        dna_precision=20.0,
+    ),
 }
 
 

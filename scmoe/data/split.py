@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
@@ -15,6 +15,7 @@ from sklearn.model_selection import StratifiedKFold
 from scmoe.data.catalog import DATASETS, Dataset
 from scmoe.data.cells import Cells, keep
 from scmoe.data.check import DataError, check, some
+from scmoe.data.dyngen import simulate_dyngen
 from scmoe.data.files import Opened, open_set
 from scmoe.data.niche import recompute_niche
 
@@ -111,6 +112,48 @@ def load(
         for part in ("train", "val", "test"):
             setattr(split, part, keep(getattr(split, part), modalities))
     return split
+
+
+def load_simulated(
+    fold: int = 0,
+    seed: int = 0,
+    modalities: Sequence[str] | None = None,
+    backbone: str = "linear",
+    setting: str = "default",
+    cells: int = 500,
+    genes: int = 100,
+    simulation: int = 0,
+) -> Split:
+    """Simulate a set like Dyngen's with another backbone, noise, size or network, and cut it.
+
+    Parameters
+    ----------
+    fold
+        One of five, stratified by group.
+    seed
+        Cuts validation cells from training cells; it does not change the simulated cells.
+    modalities
+        As for `load`: some of "dna", "pre_mrna", "mrna", "protein".
+    backbone, setting, cells, genes, simulation
+        As `simulate_dyngen` takes them; `simulation` is its seed.
+
+    Returns
+    -------
+    Split, named for all that differs from the default: "dyngen-cycle-hard", say.
+    """
+    dataset = DATASETS["dyngen"]
+    modalities = _known_modalities(dataset, modalities)
+    fold = _known_fold(dataset, fold)
+    mdata = simulate_dyngen(cells, genes, backbone, simulation, setting)
+    names = ["dyngen", *([backbone] if backbone != "linear" else [])]
+    names += [setting] if setting != "default" else []
+    names += [f"{cells}x{genes}"] if (cells, genes) != (500, 100) else []
+    names += [f"s{simulation}"] if simulation else []
+    opened = Cells.of(mdata, dataset.label_key, dataset.kinds)
+    opened.mod = {name: opened.mod[name] for name in modalities}
+    note = f"simulated: {cells} cells, {backbone} backbone, {setting} noise"
+    dataset = replace(dataset, name="-".join(names), n_cells=cells)
+    return _cut(dataset, Opened(opened, "simulated", [note], {}), fold, seed)
 
 
 def _known_modalities(dataset: Dataset, modalities: Sequence[str] | None) -> list[str]:

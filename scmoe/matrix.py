@@ -1,0 +1,137 @@
+"""Score a group of methods on folds of a data set, without a page: the full profile's runs.
+
+``python -m scmoe.matrix '{"dataset": "patchseq", "methods": "simple", "fold": [0, 1], "seed": 0}'``
+
+The functions are those that a page calls, so its numbers are the same. Every fold leaves a
+`metrics.json` in a folder of `out_dir`. A fold that the same sources, versions and parameters
+have scored already is left as it is, so that a matrix that was cut off goes on.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import shutil
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+
+from scmoe import summary
+from scmoe.baselines import UnitedNet
+from scmoe.baselines.roster import peer_methods, simple_methods
+from scmoe.data import DataError, Split
+from scmoe.metrics import COLUMNS
+from scmoe.model import ScMoE
+from scmoe.record import SIMULATION, TRAINS, Run, source_hash, start_run
+
+SCORES = ["metrics.py", "paper.py"]
+SOURCES = {  # what decides the numbers of a group of methods
+    "simple": ["data", *(f"baselines/{name}.py" for name in
+               ("base", "roster", "linear", "regression", "clustering"))],
+    "unitednet": ["data", "baselines/base.py", "baselines/unitednet.py", "nn/losses.py"],
+    "peers": ["data", *(f"baselines/{name}.py" for name in
+              ("base", "roster", "peers", "clustering"))],
+}  # fmt: skip
+LIBRARIES = ["muon", "mofapy2", "univi", "scvi-tools", "matilda-sc"]
+
+
+def ours(run: Run, split: Split) -> pd.DataFrame:
+    """Train scMoE, and score it and its linear path alone."""
+    model = run.fit(ScMoE(run.task, run.config(), run.seed), split, progress=False)
+    return summary.score_ours(run, model, split)
+
+
+def dense(run: Run, split: Split) -> pd.DataFrame:
+    """Train the same network with one expert for all: as wide as all experts, or as those used.
+
+    The first has the parameters of the sparse layer, the second its arithmetic per token.
+    """
+    config, tables = run.config(), []
+    width, sizes = config.model.hidden or 2 * config.model.d, config.model
+    for words, n in (("parameters", sizes.n_experts), ("arithmetic", sizes.top_k)):
+        one = config.replace(n_experts=1, top_k=1, hidden=n * width)
+        model = ScMoE(run.task, one, run.seed)
+        model.method = f"scMoE, dense of equal {words}"
+        with run.clock("fit"):
+            model.fit(split, device=run.device, progress=False)
+        tables.append(summary.score_ours(run, model, split).query("method == @model.method"))
+    return pd.concat(tables)
+
+
+def others(group: str, split: Split) -> Iterator:
+    """Give the methods of a group that are not ours, for both tasks, not yet fitted."""
+    for task in ("supervised", "unsupervised"):
+        if group == "simple":
+            yield from (
+                m for m in simple_methods(task, split, "full")
+                if m.task == task or (m.task, task) == ("translation", "supervised")
+            )  # fmt: skip
+        elif group == "unitednet":
+            yield UnitedNet(task)
+        else:
+            yield from peer_methods(task, split)
+
+
+def score(run: Run, group: str, split: Split) -> tuple[pd.DataFrame, list[dict]]:
+    """Fit and score the methods of a group.
+
+    Returns
+    -------
+    Their records, and for each method that could not be used `method`, `task` and `reason`.
+    """
+    if group in ("scmoe", "dense"):
+        return {"scmoe": ours, "dense": dense}[group](run, split), []
+    tables, refused = [], []
+    for method in others(group, split):
+        try:
+            table = summary.score(run, method, split)
+        except (DataError, ImportError) as error:
+            known = {"method": method.method, "task": method.task}
+            refused.append(known | {"reason": str(error)})
+            continue
+        if method.task == "unsupervised":
+            table = table[table["task"] != "translation"]  # the supervised one's are kept
+        tables.append(table)
+    return pd.concat([pd.DataFrame(columns=COLUMNS), *tables]), refused
+
+
+def made_from(group: str, parameters: dict) -> dict:
+    """Give what decides the numbers of a run, for comparison with a later one."""
+    versions = {}
+    for name in ["torch", "scikit-learn", *(LIBRARIES if group == "peers" else [])]:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = None
+    sources = source_hash(SOURCES.get(group, TRAINS) + SCORES)
+    kept = {k: v for k, v in parameters.items() if k not in ("out_dir", "data_root")}
+    return {"methods": group, "sources": sources, "versions": versions, "parameters": kept}
+
+
+def score_folds(dataset: str, methods: str, fold, out_dir: str, **parameters) -> None:
+    """Score a group of methods on each fold, and leave a `metrics.json` for each."""
+    if methods not in ("scmoe", "dense", *SOURCES):
+        raise ValueError(f"methods={methods!r} must be scmoe, dense, simple, unitednet or peers")
+    for number in fold if isinstance(fold, list) else [fold]:
+        folder = Path(out_dir) / f"fold_{number}"
+        given = parameters | {"fold": number, "out_dir": str(folder), "profile": "full"}
+        stamp = made_from(methods, {"dataset": dataset} | given)
+        file = folder / "metrics.json"
+        if file.exists() and json.loads(file.read_text())["provenance"].get("made_from") == stamp:
+            continue
+        run = start_run(dataset, given, [name for name in SIMULATION if name in given])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            split = run.load()
+            records, refused = score(run, methods, split)
+        run.finish(records, made_from=stamp, refused=refused)
+        shutil.rmtree(folder / "model", ignore_errors=True)
+        (folder / "made_from.json").unlink(missing_ok=True)
+        print(f"{file}: {len(records)} records, {run.seconds['total']:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    score_folds(**json.loads(sys.argv[1]))
