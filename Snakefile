@@ -2,6 +2,7 @@
 #   snakemake --cores 2                            quick (the default)
 #   snakemake --cores 8 --resources gpu=2 --config profile=full
 # An interrupted or failed run is taken up again by the same command; what is done stays done.
+# A profile's `records` are scored without pages, by scmoe.matrix.
 
 import hashlib
 import itertools
@@ -22,17 +23,35 @@ FOLDER = f"book/runs/{PROFILE}"
 os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"  # this environment's kernel, not the user's
 
 
+def swept(name, sweep):
+    """Give {run: parameters}; the name of a run holds what is swept over."""
+    return {
+        "-".join([name, *(f"{key}_{value}" for key, value in zip(sweep, values, strict=True))]):
+        dict(zip(sweep, values, strict=True))
+        for values in itertools.product(*sweep.values())
+    }
+
+
 def matrix(settings):
-    """Give {run: (notebook, parameters)}; the name of a run holds what is swept over."""
+    """Give {run: (notebook, parameters)}."""
     runs = {}
-    for notebook, entry in settings["notebooks"].items():
+    for notebook, entry in settings.get("notebooks", {}).items():
         fixed = settings.get("parameters", {}) | entry.get("parameters", {})
-        sweep = entry.get("sweep", {})
-        for values in itertools.product(*sweep.values()):
-            swept = dict(zip(sweep, values, strict=True))
-            name = "-".join([notebook, *(f"{key}_{value}" for key, value in swept.items())])
-            runs[name] = (notebook, fixed | swept)
+        for run, values in swept(notebook, entry.get("sweep", {})).items():
+            runs[run] = (notebook, fixed | values)
     return runs
+
+
+def jobs(settings):
+    """Give {job: parameters} of what is scored without a page: sets × methods × their sweep."""
+    found = {}
+    records = settings.get("records", {"sets": {}, "methods": {}})
+    for name, cells in records["sets"].items():
+        for methods, sweep in records["methods"].items():
+            fixed = settings.get("parameters", {}) | {"dataset": name, "methods": methods} | cells
+            for job, values in swept(f"{name}-{methods}", sweep).items():
+                found[job] = fixed | values
+    return found
 
 
 def data_present():
@@ -43,14 +62,22 @@ def data_present():
     return hashlib.sha256("\n".join([str(root), *listing]).encode()).hexdigest()[:12]
 
 
-RUNS = matrix(SETTINGS)
+RUNS, JOBS = matrix(SETTINGS), jobs(SETTINGS)
 CODE = sorted(str(file) for file in Path("scmoe").rglob("*.py"))
 
 
 def parameters(run):
     """Give a run's parameters as JSON, which is YAML too and keeps their types."""
-    given = {"profile": PROFILE, "out_dir": f"{FOLDER}/{run}", "threads": SETTINGS["threads"]}
-    return json.dumps(RUNS[run][1] | given)
+    given = {"out_dir": f"{FOLDER}/{run}", "threads": SETTINGS["threads"]}
+    if run in JOBS:
+        return json.dumps(JOBS[run] | given)
+    return json.dumps(RUNS[run][1] | given | {"profile": PROFILE})
+
+
+def after(run):
+    """Give the records of the runs that a run reads: it comes when they are there."""
+    names = SETTINGS["notebooks"][RUNS[run][0]].get("after", [])
+    return [f"{FOLDER}/{name}/metrics.json" for name in names]
 
 
 # Several GPUs on one machine: a run holds a free one by a lock. SLURM hands them out itself.
@@ -68,11 +95,13 @@ if SETTINGS["gpu"] and shutil.which("nvidia-smi") and "SLURM_JOB_ID" not in os.e
 
 wildcard_constraints:
     run="[^/]+",
+    job="|".join(JOBS) or "none",
 
 
 rule all:
     input:
         expand(f"{FOLDER}/{{run}}/metrics.json", run=RUNS),
+        expand(f"{FOLDER}/{{job}}/done", job=JOBS),
 
 
 # The executed notebook is a log, so that a failed one stays and shows its traceback.
@@ -80,6 +109,7 @@ rule notebook:
     input:
         template=lambda wildcards: f"notebooks/{RUNS[wildcards.run][0]}.ipynb",
         code=CODE,
+        after=lambda wildcards: after(wildcards.run),
     output:
         f"{FOLDER}/{{run}}/metrics.json",
     log:
@@ -95,4 +125,23 @@ rule notebook:
         {TAKE_GPU}
         {sys.executable} -m papermill --kernel python3 --no-progress-bar \
             --parameters_yaml {params.values:q} {input.template} {log}
+        """
+
+
+# Its folds' records are no outputs: those that are there outlive a failure, and are not redone.
+rule records:
+    input:
+        code=CODE,
+    output:
+        touch(f"{FOLDER}/{{job}}/done"),
+    params:
+        values=lambda wildcards: parameters(wildcards.job),
+        data=data_present(),
+    threads: SETTINGS["threads"]
+    resources:
+        gpu=SETTINGS["gpu"],
+    shell:
+        """
+        {TAKE_GPU}
+        {sys.executable} -m scmoe.matrix {params.values:q}
         """

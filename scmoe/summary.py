@@ -85,13 +85,12 @@ def scores(records: pd.DataFrame) -> pd.DataFrame:
     return wide.sort_values([c for c in ("accuracy", "r2") if c in wide], ascending=False)
 
 
-def _told_apart(records: pd.DataFrame) -> pd.Series:
+def _told_apart(records: pd.DataFrame) -> list[str]:
     """Name methods by their modalities too where one name stands for several of those."""
-    method, read = records["method"], records["modalities"]
-    groups = records[records["task"] != "translation"].groupby("method")["modalities"]
-    widest = groups.agg(lambda names: max(names, key=len)).reindex(method).to_numpy()
-    some = (groups.nunique().reindex(method).to_numpy() > 1) & (read.to_numpy() != widest)
-    return method.where(~some, method + " of " + read)
+    read = records[records["task"] != "translation"].groupby("method")["modalities"].unique()
+    full = {method: max(names, key=len) for method, names in read.items() if len(names) > 1}
+    rows = zip(records["method"], records["modalities"], strict=True)
+    return [m if full.get(m, used) == used else f"{m} of {used}" for m, used in rows]
 
 
 def translation_grids(records: pd.DataFrame, metric: str = "r2") -> dict[str, pd.DataFrame]:

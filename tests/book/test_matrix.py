@@ -1,6 +1,7 @@
 """The matrix of runs: resumable, and a failure keeps its traceback."""
 
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,10 @@ import nbformat.v4 as nb
 import pytest
 import yaml
 
+from scmoe import record
+from scmoe.data.backbones import BACKBONES
+
+KNOWN = ["dataset", *record.PARAMETERS]
 ROOT = Path(__file__).parents[2]
 TEMPLATE = """import json, pathlib
 folder = pathlib.Path(out_dir)
@@ -69,8 +74,18 @@ def test_nothing_changed_means_nothing_runs_and_new_code_means_all_runs(matrix):
 
 
 @pytest.mark.slow
-def test_the_full_profile_covers_every_published_fold():
-    result = snakemake(ROOT, "--dry-run", "--config", "profile=full")
+def test_the_full_profile_covers_every_published_fold_and_all_methods():
+    result = snakemake(ROOT, "--dry-run", "--printshellcmds", "--config", "profile=full")
     assert result.returncode == 0, result.stderr
-    for fold in range(10):
-        assert f"patchseq-protocol_strict-fold_{fold}-seed_2" in result.stdout
+    lines = [line for line in result.stdout.splitlines() if "-m scmoe.matrix" in line]
+    given = [json.loads(shlex.split(line)[-1]) for line in lines]
+    patchseq = [p for p in given if p["dataset"] == "patchseq"]
+    assert all(p["fold"] == list(range(10)) for p in patchseq)
+    assert {(p["methods"], p["seed"]) for p in patchseq} == {
+        (methods, seed)
+        for methods in ("scmoe", "dense", "simple", "unitednet", "peers")
+        for seed in range(3)
+    }
+    assert {p.get("backbone", "linear") for p in given} == set(BACKBONES)
+    for parameters in given:
+        record.Run(**{k: v for k, v in parameters.items() if k in KNOWN} | {"fold": 0})
