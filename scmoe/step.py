@@ -35,16 +35,16 @@ class Step:
             [j for j in range(m) if i != j or config.sum_pairs or m == 1] for i in range(m)
         ]
         self.use_ddc = config.ddc_weight > 0 and (not supervised or config.ddc_when_supervised)
-        self.fold = self.scores = None
+        self.fold = self.inputs = None
         if crossfit is not None:
             self.fold, self.n_folds = crossfit.fold.cpu(), int(crossfit.fold.max()) + 1
-            self.scores = self._scores(train)
+            self.inputs = self._inputs(train)
 
     @torch.no_grad()
-    def _scores(self, cells):
-        """Principal component scores of all cells, per modality ``(N, p)``: they never change."""
+    def _inputs(self, cells):
+        """What translations read of all cells, per modality ``(N, q)``: it never changes."""
         parts = [
-            [self.network.linear.scores(i, x) for i, x in enumerate(batch.x)]
+            [self.network.linear.inputs(i, x) for i, x in enumerate(batch.x)]
             for batch in cells.batches(EVAL_BATCH)
         ]
         return [torch.cat(part) for part in zip(*parts, strict=True)]
@@ -94,9 +94,9 @@ class Step:
             offset = residuals = None
             if linear is not None:
                 offset = linear.group_logits(batch.x, batch.present) if linear.has_groups else None
-                scores = [linear.scores(j, v) for j, v in enumerate(batch.x)]
+                inputs = [linear.inputs(j, v) for j, v in enumerate(batch.x)]
                 residuals = self._residuals_from(
-                    batch, lambda i, j, z=scores: z[j] @ linear.weights(i, (j,))
+                    batch, lambda i, j, z=inputs: z[j] @ getattr(linear, f"pair_{i}_{j}")
                 )
             loss, parts = self._losses(batch, joint, alone, offset, residuals)
             for name, value in {"loss": loss, **parts}.items():
@@ -146,11 +146,11 @@ class Step:
     def _residuals(self, batch, index, rows):
         """What the out-of-fold linear path leaves of each target, ``(B, sources, F_i)`` each."""
         sizes = torch.bincount(self.fold[index], minlength=self.n_folds).tolist()
-        scores = [z[rows].split(sizes) for z in self.scores]
+        inputs = [z[rows].split(sizes) for z in self.inputs]
 
         def translated(i, j):
-            weights = self.crossfit.weights[i, j]  # (K, p, F)
-            return torch.cat([z @ w for z, w in zip(scores[j], weights, strict=True)])
+            weights = self.crossfit.weights[i, j]  # (K, q, F)
+            return torch.cat([z @ w for z, w in zip(inputs[j], weights, strict=True)])
 
         return self._residuals_from(batch, translated)
 
@@ -166,8 +166,8 @@ class Step:
     def _group_offset(self, rows, shown):
         if self.crossfit.groups is None:
             return None
-        fusion = self.network.linear.fusion
-        return torch.einsum("m,bm,bmc->bc", fusion, shown.float(), self.crossfit.groups[rows])
+        weights = self.network.linear.fusion_weights(shown)
+        return torch.einsum("be,bec->bc", weights, self.crossfit.groups[rows])
 
     def _drop_modalities(self, present):
         """Hide modalities at random, leaving every cell one of its own."""

@@ -123,9 +123,8 @@ def randomised(model, seed: int = 0):
     other.seed, linear = seed, copy.deepcopy(model.network_.linear)
     generator = torch.Generator().manual_seed(seed)
     if linear is not None:
-        linear._solved.clear()
         for name, values in linear.named_buffers():
-            if name.startswith(("components", "cross", "group_weight")):
+            if name.startswith(("components", "pair", "group_weight")):
                 order = torch.randperm(values.numel(), generator=generator).to(values.device)
                 values.copy_(values.flatten()[order].view_as(values))
     other.network_ = other._network(model.network_.n_features, linear)

@@ -1,38 +1,43 @@
-"""The linear path: what can be had in closed form before any expert learns.
+"""The closed-form path: what can be had before any expert learns.
 
-Each modality is projected on its principal components. From those, groups come from shrunken linear
-discriminant analysis, one per modality, fused by a weighted sum of log-probabilities; translations
-come from ridge regression, solved for any set of sources from stored second moments. Every choice
-(components, shrinkage, weights, penalties) is made by cross-fitting within the cells handed over.
+Each modality is projected on its principal components. From those, groups come from linear heads,
+fused by a weighted sum of log-probabilities, which stays linear in the features (the normaliser
+apart); translations come from stacked regressions, linear ones and ones on a Gaussian kernel.
+Every choice (components, penalties, ranks, weights) is made by cross-fitting within the cells
+handed over.
 """
 
 from __future__ import annotations
 
+from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy.optimize import minimize
 from scipy.sparse import issparse
-from scipy.special import log_softmax
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 from torch import Tensor, nn
 
+from scmoe.nn.heads import N_COMPONENTS, RARITY, TUNING_CELLS, fit_heads, fusion_weights
+from scmoe.nn.translation import (
+    NEXT_TO_NOTHING,
+    fit_kernel,
+    fit_translations,
+    stacking_weights,
+)
+
 MAX_COMPONENTS = 512  # enough to make ridge on a few hundred cells exact
-GROUP_COMPONENTS = (25, 50, 100)
-SHRINKAGES = (0.02, 0.05, 0.1, 0.2, 0.4, 0.7)
-PENALTIES = np.logspace(-2.5, 3, 23)  # times the mean variance of a component
-MIN_LOG_PROB = -10.0  # one cell's part in a choice is bounded
-NEXT_TO_NOTHING = 1e-6  # a variance, where scaled values vary by about 1
+MAX_SUBSETS = 4  # modalities of which every subset has fusion weights of its own
+EMBEDDED = 20  # leading components of a modality in the embedding and for clusters
 
 
 class CrossFit(NamedTuple):
-    """What the linear path says of cells it was not fitted on; the network learns from these."""
+    """What the closed-form path says of cells it was not fitted on: the network learns from it."""
 
     fold: Tensor  # (N,) fold of each training cell
-    groups: Tensor | None  # (N, M, C) log-probabilities from each modality
-    weights: dict[tuple[int, int], Tensor]  # (target, source) -> (K, p, F) ridge without fold k
+    groups: Tensor | None  # (N, E, C) log-probabilities from each head
+    weights: dict[tuple[int, int], Tensor]  # (target, source) -> (K, q, F) without fold k
 
     def to(self, device) -> CrossFit:
         """Give the same on another device."""
@@ -42,32 +47,44 @@ class CrossFit(NamedTuple):
 
 
 class LinearPath(nn.Module):
-    """Buffers of the fitted linear path; build it with :func:`fit_linear_path`.
+    """Buffers of the fitted closed-form path; build it with :func:`fit_linear_path`.
 
     Parameters
     ----------
-    n_features, n_components
+    n_features, n_components, n_landmarks
         Per modality.
     n_groups
         0 when no groups were fitted.
+    n_heads, n_subsets
+        Group heads, and sets of modalities that have fusion weights of their own.
     """
 
-    def __init__(self, n_features: list[int], n_components: list[int], n_groups: int):
+    def __init__(self, n_features, n_components, n_landmarks, n_groups, n_heads, n_subsets):
         super().__init__()
         self.n_features, self.n_components, self.n_groups = n_features, n_components, n_groups
-        total, m = sum(n_components), len(n_features)
-        for i, (f, p) in enumerate(zip(n_features, n_components, strict=True)):
+        self.n_landmarks, self.n_heads, self.n_subsets = n_landmarks, n_heads, n_subsets
+        m = len(n_features)
+        for i, (f, p, n) in enumerate(zip(n_features, n_components, n_landmarks, strict=True)):
             self.register_buffer(f"mean_{i}", torch.zeros(f))
             self.register_buffer(f"components_{i}", torch.zeros(p, f))
-            self.register_buffer(
-                f"cross_{i}", torch.zeros(total, f)
-            )  # covariance of scores and target
-            self.register_buffer(f"group_weight_{i}", torch.zeros(p, n_groups))
-            self.register_buffer(f"group_bias_{i}", torch.zeros(n_groups))
-        self.register_buffer("moments", torch.zeros(total, total))  # covariance of all scores
-        self.register_buffer("penalty", torch.ones(m, m))  # [target, source]
-        self.register_buffer("fusion", torch.ones(m))
-        self._solved: dict[tuple[int, tuple[int, ...]], Tensor] = {}
+            self.register_buffer(f"landmarks_{i}", torch.zeros(n, f))
+            self.register_buffer(f"kernel_mean_{i}", torch.zeros(n))
+            # per head and group, from the leading components
+            q = min(p, max(N_COMPONENTS))
+            self.register_buffer(f"group_weight_{i}", torch.zeros(q, n_heads * n_groups))
+            for j in range(m):
+                if i != j:
+                    size = n_components[j] + n_landmarks[j]
+                    self.register_buffer(f"pair_{i}_{j}", torch.zeros(size, f))
+        self.register_buffer("gamma", torch.ones(m))  # of the kernels
+        self.register_buffer("spread", torch.ones(m))  # root total variance of what is embedded
+        self.register_buffer("group_bias", torch.zeros(n_heads, n_groups))
+        self.register_buffer("subsets", torch.zeros(n_subsets, m, dtype=torch.bool))
+        self.register_buffer("fusion", torch.zeros(n_subsets, n_heads))
+        # out-of-fold second moments of the translations from each source, and with the truth
+        self.register_buffer("stack_gram", torch.zeros(m, m, m))
+        self.register_buffer("stack_cross", torch.zeros(m, m))
+        self._shares: dict[tuple[int, tuple[int, ...]], list[float]] = {}
 
     @property
     def has_groups(self) -> bool:
@@ -78,72 +95,90 @@ class LinearPath(nn.Module):
         """Principal component scores ``(B, p_i)`` of modality ``i``."""
         return (x - getattr(self, f"mean_{i}")) @ getattr(self, f"components_{i}").T
 
-    def modality_log_probs(self, i: int, x: Tensor) -> Tensor:
-        """Log-probabilities of the groups from modality ``i`` alone, ``(B, C)``."""
-        logits = self.scores(i, x) @ getattr(self, f"group_weight_{i}") + getattr(
-            self, f"group_bias_{i}"
-        )
-        return logits.log_softmax(1)
+    def inputs(self, i: int, x: Tensor) -> Tensor:
+        """What translations read of modality ``i``: scores and centred kernel ``(B, q_i)``."""
+        landmarks = getattr(self, f"landmarks_{i}")
+        squared = x.square().sum(1, keepdim=True) + landmarks.square().sum(1) - 2 * x @ landmarks.T
+        kernel = torch.exp(-self.gamma[i] * squared.clamp(min=0))
+        return torch.cat([self.scores(i, x), kernel - getattr(self, f"kernel_mean_{i}")], 1)
 
-    def group_logits(self, x: list[Tensor | None], present: Tensor) -> Tensor:
-        """Weighted sum of log-probabilities over the modalities a cell has, ``(B, C)``."""
-        total = present.new_zeros(len(present), self.n_groups, dtype=torch.float32)
+    def fusion_weights(self, present: Tensor) -> Tensor:
+        """Weight of every head for cells with these modalities, ``(B, E)``.
+
+        A set of modalities that has no weights of its own gets the mean of its members'.
+        """
+        m = present.shape[1]
+        same = (present[:, None] == self.subsets).all(2)  # (B, subsets); the first are single
+        mean = present.float() @ self.fusion[:m] / present.sum(1, keepdim=True).clamp(min=1)
+        return torch.where(same.any(1, keepdim=True), same.float() @ self.fusion, mean)
+
+    def head_logits(self, x: list[Tensor | None], present: Tensor) -> Tensor:
+        """Logits of every head, ``(B, E, C)``; those that read an absent modality mean nothing."""
+        total = self.group_bias.flatten().expand(len(present), -1)
         for i, values in enumerate(x):
             if values is not None:
-                part = self.fusion[i] * self.modality_log_probs(i, values)
+                weight = getattr(self, f"group_weight_{i}")
+                part = self.scores(i, values)[:, : len(weight)] @ weight
                 total = total + torch.where(present[:, i, None], part, 0.0)
-        return total
+        return total.view(len(present), self.n_heads, self.n_groups)
+
+    def group_logits(self, x: list[Tensor | None], present: Tensor) -> Tensor:
+        """Weighted sum of the heads' log-probabilities, ``(B, C)``."""
+        present = present & torch.tensor([v is not None for v in x], device=present.device)
+        logs = self.head_logits(x, present).log_softmax(2)
+        return torch.einsum("be,bec->bc", self.fusion_weights(present), logs)
 
     def embedding(self, x: list[Tensor | None], present: Tensor) -> Tensor:
         """Leading scores of every modality, each block of unit total variance ``(B, 20*M)``."""
         parts = []
-        start = 0
         for i, values in enumerate(x):
-            q, end = min(20, self.n_components[i]), start + self.n_components[i]
-            total = self.moments.diagonal()[start : start + q].sum().sqrt().clamp(min=1e-9)
+            q = min(EMBEDDED, self.n_components[i])
             if values is None:
                 parts.append(present.new_zeros(len(present), q, dtype=torch.float32))
             else:
-                parts.append(
-                    torch.where(present[:, i, None], self.scores(i, values)[:, :q] / total, 0.0)
-                )
-            start = end
+                z = self.scores(i, values)[:, :q] / self.spread[i]
+                parts.append(torch.where(present[:, i, None], z, 0.0))
         return torch.cat(parts, 1)
 
     def translate(self, x: list[Tensor | None], sources: Tensor, target: int) -> Tensor:
-        """Ridge regression of ``target`` on each cell's sources, ``(B, F_target)``."""
-        scores = {i: self.scores(i, v) for i, v in enumerate(x) if v is not None and i != target}
-        out = getattr(self, f"mean_{target}").expand(len(sources), -1).clone()
-        patterns, which = sources.unique(dim=0, return_inverse=True)
-        for number, pattern in enumerate(patterns.tolist()):
-            used = tuple(i for i, on in enumerate(pattern) if on and i in scores)
-            if used:
-                rows = which == number
-                z = torch.cat([scores[i][rows] for i in used], 1)
-                out[rows] += z @ self.weights(target, used)
+        """Stacked regressions of ``target`` on each cell's sources, ``(B, F_target)``."""
+        parts = {
+            i: self.inputs(i, v) @ getattr(self, f"pair_{target}_{i}")
+            for i, v in enumerate(x)
+            if v is not None and i != target
+        }
+        out = getattr(self, f"mean_{target}").expand(len(sources), -1)
+        shares = self._shares_of(sources, target, tuple(parts))
+        for i, part in parts.items():
+            out = out + torch.where(sources[:, i, None], shares[:, i, None] * part, 0.0)
         return out
 
-    def weights(self, target: int, sources: tuple[int, ...]) -> Tensor:
-        """Ridge weights ``(sum of p over sources, F_target)``, solved once per set of sources."""
-        key = target, sources
-        if key not in self._solved or self._solved[key].device != self.moments.device:
-            ends = np.cumsum([0, *self.n_components])
-            rows = torch.cat([torch.arange(ends[i], ends[i + 1]) for i in sources]).to(
-                self.moments.device
-            )
-            penalty = torch.cat(
-                [self.penalty[target, i].expand(self.n_components[i]) for i in sources]
-            )
-            gram = self.moments[rows][:, rows].double() + torch.diag(penalty).double()
-            cross = getattr(self, f"cross_{target}")[rows].double()
-            self._solved[key] = torch.linalg.solve(gram, cross).float()
-        return self._solved[key]
+    def _shares_of(self, sources: Tensor, target: int, given: tuple[int, ...]) -> Tensor:
+        """What each source's translation counts for in each cell, ``(B, M)``."""
+        if len(given) == 1:  # alone, it has been scaled already
+            return torch.ones(sources.shape, device=sources.device)
+        patterns, which = sources.unique(dim=0, return_inverse=True)
+        rows = []
+        for pattern in patterns.tolist():
+            used = tuple(i for i in given if pattern[i])
+            rows.append(self.shares(target, used))
+        return torch.tensor(rows, device=sources.device)[which]
+
+    def shares(self, target: int, sources: tuple[int, ...]) -> list[float]:
+        """Weights of the sources' translations, by modality, solved once per set of sources."""
+        if (target, sources) not in self._shares:
+            full = np.zeros(len(self.n_features), np.float32)
+            rows = list(sources)
+            gram = self.stack_gram[target].double().cpu().numpy()[np.ix_(rows, rows)]
+            cross = self.stack_cross[target].double().cpu().numpy()[rows]
+            full[rows] = stacking_weights(gram, cross) if len(rows) > 1 else 1.0
+            self._shares[target, sources] = full.tolist()
+        return self._shares[target, sources]
 
     def sizes(self) -> dict:
         """What the constructor needs, for JSON."""
-        return dict(
-            n_features=self.n_features, n_components=self.n_components, n_groups=self.n_groups
-        )
+        names = "n_features", "n_components", "n_landmarks", "n_groups", "n_heads", "n_subsets"
+        return {name: getattr(self, name) for name in names}
 
 
 def fit_linear_path(
@@ -154,7 +189,7 @@ def fit_linear_path(
     n_folds: int = 5,
     seed: int = 0,
 ) -> tuple[LinearPath, CrossFit]:
-    """Fit the linear path and its out-of-fold twin.
+    """Fit the closed-form path and its out-of-fold twin.
 
     Parameters
     ----------
@@ -163,30 +198,43 @@ def fit_linear_path(
     present
         ``(N, M)`` bool.
     labels
-        ``(N,)`` group numbers, or ``None``: then groups are k-means clusters.
+        ``(N,)`` group numbers, or ``None``: then groups are clusters.
     n_groups
         Number of groups.
     """
     n_folds = min(n_folds, len(present))  # none without a cell
     fold = _folds(labels, len(present), n_folds, seed)
     bases = [_components(x, present[:, i], seed) for i, x in enumerate(matrices)]
+    kernels = [fit_kernel(x, present[:, i], seed) for i, x in enumerate(matrices)]
     scores = [
         _project(x, *basis) * present[:, i, None]
         for i, (x, basis) in enumerate(zip(matrices, bases, strict=True))
     ]
-    path = LinearPath([x.shape[1] for x in matrices], [s.shape[1] for s in scores], n_groups)
+    spread = [_spread(z[present[:, i]]) for i, z in enumerate(scores)]
+    unit = [z[:, : max(N_COMPONENTS)] / s for z, s in zip(scores, spread, strict=True)]
+    if labels is None:
+        groups = _clusters(unit, present, n_groups, seed)
+    else:
+        groups = _supervised(unit, present, labels, n_groups, fold, seed)
+    path = LinearPath(
+        [x.shape[1] for x in matrices],
+        [z.shape[1] for z in scores],
+        [len(kernel.landmarks) for kernel in kernels],
+        n_groups,
+        len(groups.bias),
+        len(groups.subsets),
+    )
     with torch.no_grad():
+        _set_groups(path, groups, spread)
         for i, (mean, components) in enumerate(bases):
             _set(path, f"mean_{i}", mean)
             _set(path, f"components_{i}", components)
-        weights = _fit_translation(path, matrices, scores, present, fold, n_folds)
-        if labels is None:
-            _fit_clusters(path, scores, present, n_groups, seed)
-            groups = None
-        else:
-            groups = _fit_discriminants(path, scores, present, labels, n_groups, fold, n_folds)
-            groups = torch.as_tensor(groups, dtype=torch.float32)
-    return path, CrossFit(torch.as_tensor(fold), groups, weights)
+            _set(path, f"landmarks_{i}", kernels[i].landmarks)
+            _set(path, f"kernel_mean_{i}", kernels[i].mean)
+            path.gamma[i] = kernels[i].gamma
+        weights = _set_translations(path, matrices, scores, kernels, present, fold, n_folds, seed)
+    logs = None if groups.logs is None else torch.as_tensor(groups.logs, dtype=torch.float32)
+    return path, CrossFit(torch.as_tensor(fold), logs, weights)
 
 
 def _set(path, name, value):
@@ -226,169 +274,102 @@ def _project(x, mean, components) -> np.ndarray:
     return np.asarray(x @ components.T) - mean @ components.T
 
 
+def _spread(z) -> float:
+    """Root mean squared length of a cell."""
+    return float(np.sqrt(max(np.square(z).sum(1).mean() if len(z) else 0.0, NEXT_TO_NOTHING)))
+
+
 # --- groups ---
 
 
-def _fit_discriminants(path, scores, present, labels, n_groups, fold, n_folds) -> np.ndarray:
-    """Discriminants of every modality and their fusion; returns out-of-fold log-probs (N, M, C)."""
-    out_of_fold = np.zeros((len(labels), len(scores), n_groups))
-    for i, z in enumerate(scores):
-        has = present[:, i]
-        best = None
-        for q in sorted({min(c, z.shape[1]) for c in GROUP_COMPONENTS}):
-            parts = [_GroupMoments(z[has, :q], labels[has], n_groups)]
-            parts += [
-                _GroupMoments(z[s, :q], labels[s], n_groups) for s in _members(fold, has, n_folds)
-            ]
-            for shrinkage in SHRINKAGES:
-                logs = np.zeros((len(labels), n_groups))
-                for k, rows in enumerate(_members(fold, has, n_folds)):
-                    w, b = (parts[0] - parts[k + 1]).discriminant(shrinkage)
-                    logs[rows] = log_softmax(z[rows, :q] @ w + b, axis=1)
-                loss = min(_log_loss(t * logs[has], labels[has]) for t in (0.1, 0.2, 0.4, 0.7, 1.0))
-                if best is None or loss < best[0]:
-                    best = loss, q, parts[0].discriminant(shrinkage), logs
-        _, q, (w, b), logs = best
-        weight = np.zeros((z.shape[1], n_groups))
-        weight[:q] = w
-        _set(path, f"group_weight_{i}", weight)
-        _set(path, f"group_bias_{i}", b)
-        out_of_fold[:, i] = logs
-    _set(path, "fusion", _fusion_weights(out_of_fold, labels))
-    return out_of_fold
+class _Groups(NamedTuple):
+    """Linear heads: what goes into the buffers."""
+
+    weights: list[np.ndarray]  # per modality (q, E, C), of components divided by their spread
+    bias: np.ndarray  # (E, C)
+    subsets: np.ndarray  # (S, M) bool
+    fusion: np.ndarray  # (S, E)
+    logs: np.ndarray | None  # (N, E, C) out of fold
 
 
-def _members(fold, has, n_folds):
-    return [np.flatnonzero((fold == k) & has) for k in range(n_folds)]
+def _subsets(m: int) -> np.ndarray:
+    """Sets of modalities that get fusion weights: single ones first, then larger ones."""
+    sizes = range(1, m + 1) if m <= MAX_SUBSETS else (1, m)
+    sets = [s for size in sorted(set(sizes)) for s in combinations(range(m), size)]
+    return np.array([[i in s for i in range(m)] for s in sets])
 
 
-class _GroupMoments:
-    """Sums from which a discriminant follows; folds are taken out by subtraction."""
-
-    def __init__(self, z, labels, n_groups):
-        one_hot = np.eye(n_groups)[labels]
-        self.count = one_hot.sum(0)  # (C,)
-        self.sum = one_hot.T @ z  # (C, q)
-        self.square = z.T @ z  # (q, q)
-
-    def __sub__(self, other):
-        left = object.__new__(_GroupMoments)
-        for name in ("count", "sum", "square"):
-            setattr(left, name, getattr(self, name) - getattr(other, name))
-        return left
-
-    def discriminant(self, shrinkage) -> tuple[np.ndarray, np.ndarray]:
-        """Weights ``(q, C)``, biases ``(C,)``; covariance shrunk to a multiple of identity."""
-        seen = self.count > 0
-        if not seen.any():
-            return np.zeros_like(self.sum.T), np.zeros(len(seen))
-        mean = self.sum / np.maximum(self.count, 1)[:, None]
-        within = self.square - (mean * self.count[:, None]).T @ mean
-        within /= max(self.count.sum() - seen.sum(), 1)
-        q = len(within)
-        within = (1 - shrinkage) * within + shrinkage * np.trace(within) / q * np.eye(q)
-        within += 1e-8 * np.eye(q)
-        w = np.linalg.solve(within, mean.T)
-        prior = np.where(seen, self.count, 0.5) / self.count.sum()
-        bias = -0.5 * (mean.T * w).sum(0) + np.log(prior)
-        # a group without cells here gets no evidence of its own, only a small prior
-        w[:, ~seen], bias[~seen] = 0.0, bias[seen].min() - 20.0
-        return w, bias
+def _supervised(scores, present, labels, n_groups, fold, seed) -> _Groups:
+    heads = fit_heads(scores, present, labels, n_groups, fold, seed)
+    logs = np.stack([head.logs for head in heads])  # (E, N, C)
+    subsets = _subsets(present.shape[1])
+    fusion = np.zeros((len(subsets), len(heads)))
+    some = np.zeros(len(labels), bool)
+    some[np.random.default_rng(seed).permutation(len(labels))[:TUNING_CELLS]] = True
+    for s, subset in enumerate(subsets):
+        usable = [e for e, head in enumerate(heads) if subset[list(head.blocks)].all()]
+        rows = some & present[:, subset].all(1)
+        start = np.full(len(usable), 1 / max(len(usable) - 1, 1))
+        start[-1] = RARITY
+        if rows.any():
+            start = fusion_weights(logs[usable][:, rows], labels[rows], start)
+        fusion[s, usable] = start
+    weights = [np.zeros((z.shape[1], len(heads), n_groups)) for z in scores]
+    for e, head in enumerate(heads):
+        for i, part in head.weights.items():
+            weights[i][: len(part), e] = part
+    bias = np.stack([head.bias for head in heads])
+    return _Groups(weights, bias, subsets, fusion, logs.transpose(1, 0, 2))
 
 
-def _log_loss(log_scores, labels) -> float:
-    logs = log_softmax(log_scores, axis=1)[np.arange(len(labels)), labels]
-    return -float(np.maximum(logs, MIN_LOG_PROB).mean())
-
-
-def _fusion_weights(logs, labels) -> np.ndarray:
-    """Non-negative weights of the modalities' log-probabilities with the least out-of-fold loss."""
-    rows = np.random.default_rng(0).permutation(len(labels))[:5000]
-    logs, labels = logs[rows], labels[rows]
-    m = logs.shape[1]
-    result = minimize(
-        lambda w: _log_loss(np.einsum("m,nmc->nc", np.exp(w), logs), labels),
-        np.full(m, np.log(0.5 / m)),
-        method="Nelder-Mead",
-        options=dict(maxiter=200 * m, xatol=1e-2, fatol=1e-5),
-    )
-    return np.exp(result.x)
-
-
-def _fit_clusters(path, scores, present, n_groups, seed):
+def _clusters(scores, present, n_groups, seed) -> _Groups:
     """k-means on components, each modality scaled to unit total variance; as linear logits."""
-    q = [min(20, z.shape[1]) for z in scores]
-    scale = [
-        1 / np.sqrt(max(z[present[:, i], :k].var(0).sum(), NEXT_TO_NOTHING))
-        for i, (z, k) in enumerate(zip(scores, q, strict=True))
-    ]
-    joint = np.hstack([z[:, :k] * s for z, k, s in zip(scores, q, scale, strict=True)])
+    scores = [z[:, :EMBEDDED] for z in scores]
+    blocks = [z / _spread(z[present[:, i]]) for i, z in enumerate(scores)]
+    joint = np.hstack(blocks)
     centers = KMeans(n_groups, n_init=20, random_state=seed).fit(joint).cluster_centers_
     distance = np.square(joint[:, None] - centers[None]).sum(2).min(1)
     width = distance.mean() / joint.shape[1] * 2  # variance of one coordinate, twice
     width = max(width, NEXT_TO_NOTHING)
-    for i, part in enumerate(np.split(centers, np.cumsum(q)[:-1], axis=1)):
-        weight = np.zeros((scores[i].shape[1], n_groups))
-        weight[: q[i]] = 2 * scale[i] * part.T
-        _set(path, f"group_weight_{i}", weight)
-        _set(path, f"group_bias_{i}", -np.square(part).sum(1))
-    _set(path, "fusion", np.full(len(scores), 1 / width))
+    q = [z.shape[1] for z in scores]
+    parts = np.split(centers, np.cumsum(q)[:-1], axis=1)
+    m = len(scores)
+    weights = [np.zeros((n, m, n_groups)) for n in q]
+    for i, part in enumerate(parts):
+        weights[i][:, i] = 2 * part.T / _spread(scores[i][present[:, i]])
+    bias = np.stack([-np.square(part).sum(1) for part in parts])
+    subsets = _subsets(m)
+    return _Groups(weights, bias, subsets, subsets / width, None)
+
+
+def _set_groups(path, groups, spread):
+    for i, (weight, s) in enumerate(zip(groups.weights, spread, strict=True)):
+        path.get_buffer(f"group_weight_{i}")[: len(weight)] = torch.as_tensor(
+            (weight / s).reshape(len(weight), -1)
+        )
+    for name in ("bias", "subsets", "fusion"):
+        _set(path, "group_bias" if name == "bias" else name, getattr(groups, name))
 
 
 # --- translation ---
 
 
-def _fit_translation(path, matrices, scores, present, fold, n_folds) -> dict:
-    """Moments and penalties; returns the ridge weights without each fold, per (target, source)."""
-    ends = np.cumsum([0, *[s.shape[1] for s in scores]])
-    moments = np.zeros((ends[-1], ends[-1]))
-    weights = {}
-    for i, x in enumerate(matrices):
-        cross_all = np.zeros((ends[-1], x.shape[1]))
-        for j, z in enumerate(scores):
-            both = present[:, i] & present[:, j]
-            grams, crosses, counts = [], [], []
-            for k in range(n_folds):
-                rows = np.flatnonzero(both & (fold == k))
-                zk = z[rows]
-                grams.append(zk.T @ zk)
-                crosses.append(np.asarray((x[rows].T @ zk).T) - np.outer(zk.sum(0), _mean(path, i)))
-                counts.append(len(rows))
-            n = max(sum(counts), 1)
-            cross_all[ends[j] : ends[j + 1]] = sum(crosses) / n
-            moments[ends[i] : ends[i + 1], ends[j] : ends[j + 1]] = scores[i][both].T @ z[both] / n
-            if i != j:
-                penalty, per_fold = _ridge(grams, crosses, counts)
-                path.penalty[i, j] = penalty
-                weights[i, j] = torch.as_tensor(per_fold, dtype=torch.float32)
-        _set(path, f"cross_{i}", cross_all)
-    _set(path, "moments", moments)
-    return weights
-
-
-def _mean(path, i):
-    return path.get_buffer(f"mean_{i}").double().numpy()
-
-
-def _ridge(grams, crosses, counts, penalties=PENALTIES) -> tuple[float, np.ndarray]:
-    """Penalty with the least out-of-fold error, and the weights ``(K, p, F)`` without each fold.
-
-    All from moments, never from cells: with ``G = V diag(e) V'`` of the other folds, the error of a
-    fold is a quadratic form that costs O(p^2) a penalty.
-    """
-    gram, cross, n = sum(grams), sum(crosses), sum(counts)
-    unit = max(np.trace(gram) / max(n, 1) / len(gram), NEXT_TO_NOTHING)
-    error = np.zeros(len(penalties))
-    solved = []
-    for g, c, count in zip(grams, crosses, counts, strict=True):
-        left = max(n - count, 1)
-        e, v = np.linalg.eigh((gram - g) / left)
-        e = e.clip(0)
-        b, d = v.T @ (cross - c) / left, v.T @ c
-        h, bb, bd = v.T @ g @ v, b @ b.T, (b * d).sum(1)
-        for t, penalty in enumerate(penalties):
-            inverse = 1 / (e + penalty * unit)
-            error[t] += (h * bb * np.outer(inverse, inverse)).sum() - 2 * (bd * inverse).sum()
-        solved.append((e, v, b))
-    best = penalties[error.argmin()] * unit
-    return float(best), np.stack([v @ (b / (e + best)[:, None]) for e, v, b in solved])
+def _set_translations(path, matrices, scores, kernels, present, fold, n_folds, seed) -> dict:
+    """Fill the buffers; returns the weights without each fold, per (target, source)."""
+    inputs = []
+    for i, (x, kernel) in enumerate(zip(matrices, kernels, strict=True)):
+        inputs.append([scores[i], (kernel(x) @ kernel.root) * present[:, i, None]])
+        path.spread[i] = _spread(scores[i][present[:, i], :EMBEDDED])
+    means = [path.get_buffer(f"mean_{i}").double().numpy() for i in range(len(matrices))]
+    whole, without, grams, crosses = fit_translations(
+        matrices, means, inputs, present, fold, n_folds, seed
+    )
+    per_fold = {}
+    for (i, j), (linear, kernel) in whole.items():
+        _set(path, f"pair_{i}_{j}", np.concatenate([linear, kernels[j].root @ kernel]))
+        linear, kernel = without[i, j]
+        parts = np.concatenate([linear, kernels[j].root @ kernel], 1)
+        per_fold[i, j] = torch.as_tensor(parts, dtype=torch.float32)
+    _set(path, "stack_gram", grams)
+    _set(path, "stack_cross", crosses)
+    return per_fold

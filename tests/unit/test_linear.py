@@ -7,7 +7,7 @@ from scipy import sparse
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import Ridge
 
-from scmoe.nn import linear
+from scmoe.nn import heads, linear, translation
 
 
 def world(n=90, seed=0):
@@ -29,40 +29,79 @@ def fitted():
     return x, present, labels, *linear.fit_linear_path(x, present, labels, 3)
 
 
-def test_translation_is_ridge_regression(fitted):
-    x, present, _, path, _ = fitted
-    only = torch.tensor([[True, False]]).expand(90, 2)
-    ours = path.translate([tensors(x)[0], None], only, 1).numpy()
-    ridge = Ridge(alpha=float(path.penalty[1, 0]) * 90).fit(x[0], x[1])
-    assert np.allclose(ours, ridge.predict(x[0]), atol=1e-3)
+def folds(x):
+    z, y = (v - v.mean(0) for v in x)
+    fold = np.arange(len(z)) % 5
+    return translation._Folds(z, y, np.zeros(y.shape[1]), np.ones(len(z), bool), fold, 5)
+
+
+def test_full_rank_translation_is_ridge_with_a_penalty_for_every_feature():
+    x = [v.astype(float) for v in world()[0]]
+    moments = folds(x)
+    ridge, _ = translation._regressions(0, moments, 0)
+    z, y = (v - v.mean(0) for v in x)
+    for f in range(y.shape[1]):
+        options = [
+            Ridge(alpha=p * moments.unit * len(z), fit_intercept=False).fit(z, y[:, f]).coef_
+            for p in translation.PENALTIES
+        ]
+        away = [np.abs(coef - ridge.weights[:, f]).max() for coef in options]
+        assert min(away) < 1e-6
+
+
+def test_reduced_rank_with_every_rank_is_ridge_too():
+    x = [v.astype(float) for v in world()[0]]
+    moments = folds(x)
+    values, vectors = np.linalg.eigh(moments.gram)
+    solved = values, vectors, vectors.T @ moments.cross
+    basis, weights = translation._factors(solved, 0.3, 0)
+    z, y = (v - v.mean(0) for v in x)
+    expected = Ridge(alpha=0.3 * len(z), fit_intercept=False).fit(z, y).coef_.T
+    assert np.allclose(basis @ weights, expected)
+
+
+def test_a_stack_is_never_worse_than_its_parts_on_the_cells_it_is_chosen_on():
+    rng = np.random.default_rng(0)
+    truth = rng.normal(size=500)
+    parts = [truth + rng.normal(size=500), 0.5 * truth + rng.normal(size=500), rng.normal(size=500)]
+    parts = np.stack(parts)
+    shares = translation.stacking_weights(parts @ parts.T, parts @ truth)
+    assert (shares >= 0).all()
+    error = np.square(truth - shares @ parts).sum()
+    assert error < min(np.square(truth - p).sum() for p in parts)
+    assert error < np.square(truth).sum()
 
 
 def test_out_of_fold_translation_never_saw_the_cell(fitted):
-    x, present, labels, path, crossfit = fitted
+    x, present, labels, _, crossfit = fitted
     k = 2
-    held = crossfit.fold.numpy() == k
     other = [v.copy() for v in x]
+    held = crossfit.fold.numpy() == k
     other[1][held] = 77.0  # targets of the fold that is held out
-    base = linear._components(x[0], present[:, 0], 0), linear._components(x[1], present[:, 1], 0)
-    scores = [linear._project(v, *b) for v, b in zip(x, base, strict=True)]
-    weights = []
+    mean, one_fold = x[1].mean(0), []
     for target in (x[1], other[1]):
-        grams, crosses, counts = [], [], []
-        for f in range(5):
-            rows = crossfit.fold.numpy() == f
-            grams.append(scores[0][rows].T @ scores[0][rows])
-            crosses.append(scores[0][rows].T @ (target[rows] - base[1][0]))
-            counts.append(rows.sum())
-        weights.append(linear._ridge(grams, crosses, counts, penalties=[1.0])[1][k])
-    assert np.allclose(*weights)
+        moments = translation._Folds(
+            x[0].astype(float), target, mean, present[:, 0], crossfit.fold.numpy(), 5
+        )
+        one_fold.append(moments.rest(k))
+    for first, second in zip(*one_fold, strict=True):
+        assert np.allclose(first, second, atol=1e-5)
+
+
+def test_a_source_alone_is_its_stacked_regression(fitted):
+    x, _, _, path, _ = fitted
+    only = torch.tensor([[True, False]]).expand(90, 2)
+    ours = path.translate([tensors(x)[0], None], only, 1)
+    by_hand = path.inputs(0, tensors(x)[0]) @ path.pair_1_0 + path.mean_1
+    assert torch.allclose(ours, by_hand)
 
 
 def test_discriminant_is_sklearns_with_the_same_shrinkage():
     x, _, labels = world()
     z = x[0].astype(float)
-    w, b = linear._GroupMoments(z, labels, 3).discriminant(0.3)
+    w, b = next(wb for s, *wb in heads.discriminant(z, labels, 3) if s == 0.2)
     counts = np.bincount(labels)
-    theirs = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=0.3, priors=counts / 90).fit(
+    theirs = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=0.2, priors=counts / 90).fit(
         z, labels
     )
     # sklearn divides the within-group covariance by n, this by n - C
@@ -70,13 +109,44 @@ def test_discriminant_is_sklearns_with_the_same_shrinkage():
     assert (ours == theirs.predict(z)).mean() > 0.98
 
 
-def test_moments_without_a_fold_are_the_moments_of_the_rest():
-    x, _, labels = world()
-    z = x[0].astype(float)
-    left = linear._GroupMoments(z, labels, 3) - linear._GroupMoments(z[:20], labels[:20], 3)
-    right = linear._GroupMoments(z[20:], labels[20:], 3)
-    for a, b in zip(left.discriminant(0.1), right.discriminant(0.1), strict=True):
-        assert np.allclose(a, b)
+def test_out_of_fold_groups_never_saw_the_label():
+    x, present, labels = world()
+    z = [v.astype(float) / 4 for v in x]
+    fold = np.arange(90) % 5
+    other = labels.copy()
+    other[fold == 1] = (other[fold == 1] + 1) % 3
+    first, second = (
+        heads._Search(z, present, given, 3, fold, 0).tune("discriminant", {0: (12, 1.0)}).logs
+        for given in (labels, other)
+    )
+    same = [np.allclose(first[fold == 1], second[fold == 1]), np.allclose(first, second)]
+    assert same[0] or not same[1]  # another shrinkage may have been chosen
+    search = heads._Search(z, present, labels, 3, fold, 0)
+    assert search.tuning.all()
+
+
+def test_every_subset_of_modalities_has_fusion_weights_of_its_own(fitted):
+    x, _, labels, path, _ = fitted
+    assert path.subsets.tolist() == [[True, False], [False, True], [True, True]]
+    for subset in path.subsets:
+        given = subset.expand(90, 2)
+        logits = path.group_logits(tensors(x), given)
+        poisoned = [torch.where(given[:, i, None], v, torch.nan) for i, v in enumerate(tensors(x))]
+        assert torch.equal(path.group_logits(poisoned, given), logits)
+        assert (logits.argmax(1).numpy() == labels).mean() > 0.6
+
+
+def test_group_logits_are_linear_in_the_features_but_for_the_normaliser(fitted):
+    x, _, _, path, _ = fitted
+    both = torch.ones(90, 2, dtype=torch.bool)
+    first, second = tensors(x), [v.flip(0) for v in tensors(x)]
+    middle = [(a + b) / 2 for a, b in zip(first, second, strict=True)]
+
+    def centred(given):
+        logits = path.group_logits(given, both)
+        return logits - logits.mean(1, keepdim=True)
+
+    assert torch.allclose(centred(middle), (centred(first) + centred(second)) / 2, atol=1e-4)
 
 
 def test_sparse_and_dense_input_give_the_same_path():
