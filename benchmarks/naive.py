@@ -102,7 +102,7 @@ class NaiveAttention(nn.Module):
     def __init__(self, d, n_heads, dropout):
         super().__init__()
         self.n_heads, self.scale = n_heads, (d // n_heads) ** -0.5
-        self.qkv, self.proj = nn.Linear(d, 3 * d), nn.Linear(d, d)
+        self.qkv, self.proj = nn.Linear(d, 3 * d, bias=False), nn.Linear(d, d)
         self.attention_dropout, self.dropout = nn.Dropout(dropout), nn.Dropout(dropout)
 
     def forward(self, x):
@@ -111,7 +111,7 @@ class NaiveAttention(nn.Module):
         q, k, v = qkv.unbind(0)
         attention = (q @ k.transpose(-2, -1)) * self.scale
         attention = self.attention_dropout(attention.softmax(dim=-1))
-        return self.proj((attention @ v).transpose(1, 2).reshape(b, t, d))
+        return self.dropout(self.proj((attention @ v).transpose(1, 2).reshape(b, t, d)))
 
 
 class NaiveNetwork(nn.Module):
@@ -124,7 +124,7 @@ class NaiveNetwork(nn.Module):
         self.sizes = [math.ceil(f / c.n_patches) for f in n_features]
         self.embed = nn.ModuleList(nn.Linear(s, c.d) for s in self.sizes)
         self.position = nn.ParameterList(
-            nn.Parameter(torch.randn(c.n_patches, c.d) * 0.02) for _ in n_features
+            nn.Parameter(torch.zeros(c.n_patches, c.d)) for _ in n_features
         )
         self.norm1, self.norm2 = nn.LayerNorm(c.d), nn.LayerNorm(c.d)
         self.attention = NaiveAttention(c.d, c.n_heads, c.attention_dropout)
@@ -133,8 +133,7 @@ class NaiveNetwork(nn.Module):
         self.router_of = [min(i, n_routers - 1) for i in range(len(n_features))]
         self.dropout1, self.dropout2 = nn.Dropout(c.dropout), nn.Dropout(c.dropout)
         self.decoders = nn.ModuleList(
-            nn.Sequential(nn.Linear(c.d, 2 * c.d), nn.GELU(), nn.Linear(2 * c.d, f))
-            for f in n_features
+            nn.Sequential(nn.Linear(c.d, c.d), nn.ReLU(), nn.Linear(c.d, f)) for f in n_features
         )
         self.head = nn.Linear(c.d, n_groups, bias=False)
         self.hidden = nn.Linear(c.d * len(n_features), c.d)

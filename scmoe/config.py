@@ -36,6 +36,9 @@ class ModelConfig:
     fastmoe_init: bool = (
         False  # True: expert weights start sqrt(out features) too small, as upstream's
     )
+    # True: as the published code has them: attention without biases, its output dropped out twice;
+    # decoders of width d with ReLU; positions that start at 0
+    published_layers: bool = False
 
     def __post_init__(self):
         """Refuse impossible sizes."""
@@ -79,7 +82,7 @@ class TrainConfig:
     )
     target_visible: bool = False  # decoders see latents that have attended to the target
     ce_on_softmax: bool = False  # cross-entropy of softmax outputs: its floor is not 0
-    own_scaling: bool = False  # scored cells are scaled by their own statistics
+    own_scaling: bool = False  # features only standardised, scored cells by their own statistics
     score_training_cells: bool = False  # training cells are among those scored
     r2_upper_pairs_only: bool = False  # score only pairs target < source
     test_chooses_epoch: bool = False  # also keep, and score, the epoch with the best test ARI
@@ -181,6 +184,7 @@ _PAPER_COMMON = dict(
     linear_path=False,
     input_residual=False,
     fastmoe_init=True,
+    published_layers=True,
     weight_decay=0.0,
     patience=None,
     hold_out=False,

@@ -88,7 +88,11 @@ class ScMoE:
         """
         device = _device(device)
         supervised = self.task == "supervised"
-        self.transform_ = Transform().fit(split.train)
+        schedule = self.config.train
+        if schedule.own_scaling:
+            self.transform_ = paper.transform(split, schedule.hold_out)
+        else:
+            self.transform_ = Transform().fit(split.train)
         self.modalities_ = list(split.modalities)
         self.label_key_ = split.label_key
         known = [str(g) for g in split.groups]
@@ -102,16 +106,14 @@ class ScMoE:
         )
         train, val = (self._measured(part) for part in (split.train, split.val))
         both = [_stack(*parts) for parts in zip(train, val, strict=True)]
-        schedule = self.config.train
         run = partial(self._train, device=device, progress=progress, checkpoint=checkpoint)
-        self.test_chosen_ = None
+        watch = paper.test_ari(self, split, device) if schedule.test_chooses_epoch else None
         if not schedule.hold_out:
-            watch = paper.test_ari(self, split, device) if schedule.test_chooses_epoch else None
             self.network_, self.history_, self.test_chosen_ = run(
                 "fit", both, None, schedule, watch
             )
             return self
-        self.network_, self.history_, _ = run("choose", train, val, schedule)
+        self.network_, self.history_, self.test_chosen_ = run("choose", train, val, schedule, watch)
         calibrate(self.network_, Cells(*val, device), supervised)
         if schedule.refit and len(split.val):
             chosen = self.network_

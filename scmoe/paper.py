@@ -7,40 +7,105 @@ Only the ``paper`` protocol comes here. The same trained model is scored honestl
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
+from itertools import permutations
+from typing import Literal
 
+import anndata as ad
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 import torch
 
 from scmoe import metrics
+from scmoe.data import Split, Transform
+from scmoe.data.cells import make_mudata
+from scmoe.data.kinds import AS_IS
 from scmoe.nn.cells import Cells
+
+Reading = Literal["joint", "alone", "target zeroed", "others zeroed"]
 
 
 def score(model, split) -> pd.DataFrame:
     """Score a fitted :class:`scmoe.ScMoE` the way the reference scores its own.
 
-    ``score_training_cells`` puts training cells among those scored, ``own_scaling`` scales the
-    scored cells by their own statistics, ``target_visible`` lets the latents attend to the target
-    before it is decoded, ``r2_upper_pairs_only`` leaves out half of the pairs. Where the epoch was
-    also chosen on test cells, both models are scored.
+    Where the epoch was also chosen on test cells, both models are scored.
 
     Returns
     -------
     Records as :func:`scmoe.evaluate` gives them; the method's name says how it was scored.
     """
     name = f"{model.method}, scored as published"
-    tables = [_records(model, model.network_, split, name)]
+    tables = [score_once(model, split, name)]
     if model.test_chosen_ is not None:
-        network = copy.deepcopy(model.network_)
-        network.load_state_dict(model.test_chosen_)
-        tables.append(_records(model, network, split, f"{name}, epoch chosen on test cells"))
+        chosen = f"{name}, epoch chosen on test cells"
+        tables.append(score_once(model, split, chosen, test_chosen=True))
     return pd.concat(tables, ignore_index=True)
+
+
+def score_once(
+    model, split, method: str, test_chosen: bool = False, reading: Reading | None = None, **switches
+) -> pd.DataFrame:
+    """Score a fitted model with some of its leaks switched off: ``own_scaling=False``, say.
+
+    ``score_training_cells`` puts training cells among those scored, ``own_scaling`` scales the
+    scored cells by their own statistics, ``target_visible`` lets the latents attend to the target
+    before it is decoded, ``r2_upper_pairs_only`` leaves out half of the pairs.
+
+    Parameters
+    ----------
+    method
+        Name in the records.
+    test_chosen
+        Score the weights of the epoch that test cells chose.
+    reading
+        What is read to decode target i from source j. ``joint``: everything, i as well. ``alone``:
+        j, and attention sees nothing else. ``target zeroed``, ``others zeroed``: everything, with
+        zeros in place of i, or of all but j. Default: ``joint`` or ``alone``, by
+        ``target_visible``.
+    """
+    config = replace(model.config.train, **switches)
+    network = model.network_
+    if test_chosen:
+        network = copy.deepcopy(network)
+        network.load_state_dict(model.test_chosen_)
+    cells, truth = _cells(model, split, config, network.position.device)
+    groups = _groups(model, network, cells)
+    if model.task == "supervised":
+        scores = metrics.classification_metrics(truth, groups)
+    else:
+        scores = metrics.clustering_metrics(truth, groups)
+    rows = [(model.task, name, "", "", value) for name, value in scores.items()]
+    pairs = list(permutations(range(len(model.modalities_)), 2))
+    pairs = [(i, j) for i, j in pairs if i < j or not config.r2_upper_pairs_only]
+    reading = reading or ("joint" if config.target_visible else "alone")
+    every = cells.batch(torch.arange(len(cells))).x
+    for (i, j), predicted in _decoded(network, cells, pairs, reading).items():
+        names = model.modalities_[i], model.modalities_[j]
+        values = metrics.translation_metrics(every[i].cpu().numpy(), predicted)
+        rows += [("translation", name, *names, value) for name, value in values.items()]
+    columns = ["task", "metric", "target_modality", "source_modality", "value"]
+    table = pd.DataFrame(rows, columns=columns)
+    table = table.assign(**model.info_, method=method, modalities="+".join(model.modalities_))
+    return table[metrics.COLUMNS]
+
+
+def transform(split: Split, hold_out: bool = False) -> Transform:
+    """What the published code does to the cells: every feature standardised as measured, no more.
+
+    Fitted to training and, unless they are held out, validation cells. On or off values, and those
+    scaled by whoever made the data, stay.
+    """
+    parts = [split.train] if hold_out else [split.train, split.val]
+    mod = {name: ad.concat([part[name] for part in parts]) for name in split.modalities}
+    kinds = Transform().fit(split.train).kinds
+    kinds = {name: kind if kind in AS_IS else "continuous" for name, kind in kinds.items()}
+    return Transform(kinds).fit(make_mudata(mod, pd.concat([part.obs for part in parts])))
 
 
 def test_ari(model, split, device):
     """Give a function of the network: ARI of its groups on the cells that the reference scores."""
-    cells, truth = _cells(model, split, device)
+    cells, truth = _cells(model, split, model.config.train, device)
 
     def ari(network) -> float:
         return metrics.clustering_metrics(truth, _groups(model, network, cells))["ari"]
@@ -51,9 +116,8 @@ def test_ari(model, split, device):
 test_ari.__test__ = False  # a name that pytest would otherwise collect
 
 
-def _cells(model, split, device) -> tuple[Cells, np.ndarray]:
+def _cells(model, split, config, device) -> tuple[Cells, np.ndarray]:
     """Input of the cells that are scored, and their groups."""
-    config = model.config.train
     parts = [split.train, split.val] if config.score_training_cells else []
     prepared = [model._matrices(model.transform_.transform(p)) for p in [*parts, split.test]]
     stack = lambda x: sp.vstack(x, format="csr") if sp.issparse(x[0]) else np.concatenate(x)  # noqa: E731
@@ -81,33 +145,20 @@ def _groups(model, network, cells: Cells) -> np.ndarray:
 
 
 @torch.no_grad()
-def _decoded(model, network, cells: Cells) -> dict[tuple[int, int], np.ndarray]:
-    """Every modality i from every other j, or from the later ones only: {(i, j): (N, F_i)}."""
-    config, m = model.config.train, len(model.modalities_)
-    pairs = [(i, j) for i in range(m) for j in range(m) if i != j]
-    pairs = [(i, j) for i, j in pairs if i < j or not config.r2_upper_pairs_only]
+def _decoded(network, cells: Cells, pairs, reading: Reading) -> dict[tuple[int, int], np.ndarray]:
+    """Modality i from modality j, for each pair (i, j): ``(N, F_i)``."""
+    network.eval()
     values: dict[tuple[int, int], list] = {pair: [] for pair in pairs}
     for b in cells.batches(512):
-        read = network.encode(b.x, b.present, "joint" if config.target_visible else "alone")
+        blank, read = [torch.zeros_like(x) for x in b.x], {}
         for i, j in pairs:
-            values[i, j].append(network.decode(read, i)[:, j].cpu().numpy())
+            if reading in ("joint", "alone"):
+                key, x, view = None, b.x, reading
+            elif reading == "target zeroed":
+                key, x, view = i, [*b.x[:i], blank[i], *b.x[i + 1 :]], "joint"
+            else:
+                key, x, view = j, [*blank[:j], b.x[j], *blank[j + 1 :]], "joint"
+            if key not in read:
+                read[key] = network.encode(x, b.present, view)
+            values[i, j].append(network.decode(read[key], i)[:, j].cpu().numpy())
     return {pair: np.concatenate(parts) for pair, parts in values.items()}
-
-
-def _records(model, network, split, method: str) -> pd.DataFrame:
-    cells, truth = _cells(model, split, network.position.device)
-    groups = _groups(model, network, cells)
-    if model.task == "supervised":
-        scores = metrics.classification_metrics(truth, groups)
-    else:
-        scores = metrics.clustering_metrics(truth, groups)
-    rows = [(model.task, name, "", "", value) for name, value in scores.items()]
-    every = cells.batch(torch.arange(len(cells))).x
-    for (i, j), predicted in _decoded(model, network, cells).items():
-        names = model.modalities_[i], model.modalities_[j]
-        values = metrics.translation_metrics(every[i].cpu().numpy(), predicted)
-        rows += [("translation", name, *names, value) for name, value in values.items()]
-    columns = ["task", "metric", "target_modality", "source_modality", "value"]
-    table = pd.DataFrame(rows, columns=columns)
-    table = table.assign(**model.info_, method=method, modalities="+".join(model.modalities_))
-    return table[metrics.COLUMNS]

@@ -69,10 +69,12 @@ class Network(nn.Module):
         # ceil(F / P) features a patch, the last ones zero-padded
         self.patch_sizes = [math.ceil(f / self.n_patches) for f in n_features]
         self.embed = nn.ModuleList(nn.Linear(size, d) for size in self.patch_sizes)
-        self.position = nn.Parameter(torch.randn(n_modalities, self.n_patches, d) * 0.02)
+        start = 0.0 if config.published_layers else 0.02
+        self.position = nn.Parameter(torch.randn(n_modalities, self.n_patches, d) * start)
         self.layers = nn.ModuleList(Layer(config, n_modalities) for _ in range(config.n_layers))
+        width, act = (d, nn.ReLU) if config.published_layers else (2 * d, nn.GELU)
         self.decoders = nn.ModuleList(
-            nn.Sequential(nn.Linear(d, 2 * d), nn.GELU(), nn.Linear(2 * d, f)) for f in n_features
+            nn.Sequential(nn.Linear(d, width), act(), nn.Linear(width, f)) for f in n_features
         )
         self.head = nn.Linear(d, n_groups, bias=False)
         self.hidden = nn.Linear(n_modalities * d, d)

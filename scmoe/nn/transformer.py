@@ -19,7 +19,8 @@ class Layer(nn.Module):
         n_routers = config.n_routers or n_modalities
         self.config = config
         self.norm1, self.norm2 = nn.LayerNorm(d), nn.LayerNorm(d)
-        self.qkv, self.out = nn.Linear(d, 3 * d), nn.Linear(d, d)
+        self.qkv = nn.Linear(d, 3 * d, bias=not config.published_layers)
+        self.out = nn.Linear(d, d)
         self.router = Router(
             d,
             config.n_experts,
@@ -34,6 +35,8 @@ class Layer(nn.Module):
         b, m, p, d = x.shape
         attended = self._attend(self.norm1(x).reshape(b, m * p, d), mask)
         attended = attended.view(b, m, p, d).to(x.dtype)  # sums of layers stay in float32
+        if self.config.published_layers:
+            attended = dropout(attended, self.config.dropout, self.training)
         dropped = dropout(attended, self.config.dropout, self.training)
         x = (x if self.config.input_residual else attended) + dropped
         normed = self.norm2(x)
