@@ -39,8 +39,9 @@ test-all: $(READY) ## every test: also slow ones, a browser on the built book, i
 lab: $(READY)     ## JupyterLab on the notebooks
 	$(RUN) jupyter lab notebooks
 
-full: $(READY)    ## every fold and seed of runs.yml; hours, resumable
+full: $(READY)    ## every fold and seed of runs.yml into the table of record; hours, resumable
 	$(RUN) snakemake --cores $(CORES) --rerun-incomplete --nolock --keep-going --config profile=full
+	$(RUN) python -m scmoe.collect
 
 bench: $(READY)   ## speed and memory, as ratios
 	$(RUN) python -m benchmarks

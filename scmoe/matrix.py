@@ -23,7 +23,7 @@ from scmoe import summary
 from scmoe.baselines import UnitedNet
 from scmoe.baselines.roster import peer_methods, simple_methods
 from scmoe.data import DataError, Split
-from scmoe.metrics import COLUMNS
+from scmoe.metrics import COLUMNS, evaluate
 from scmoe.model import ScMoE
 from scmoe.record import SIMULATION, TRAINS, Run, source_hash, start_run
 
@@ -63,16 +63,16 @@ def dense(run: Run, split: Split) -> pd.DataFrame:
 
 def others(group: str, split: Split) -> Iterator:
     """Give the methods of a group that are not ours, for both tasks, not yet fitted."""
+    if group == "peers":
+        yield from peer_methods(split)
+        return
     for task in ("supervised", "unsupervised"):
-        if group == "simple":
-            yield from (
-                m for m in simple_methods(task, split, "full")
-                if m.task == task or (m.task, task) == ("translation", "supervised")
-            )  # fmt: skip
-        elif group == "unitednet":
+        if group == "unitednet":
             yield UnitedNet(task)
-        else:
-            yield from peer_methods(task, split)
+            continue
+        for method in simple_methods(task, split, "full"):
+            if method.task == task or (method.task, task) == ("translation", "supervised"):
+                yield method
 
 
 def score(run: Run, group: str, split: Split) -> tuple[pd.DataFrame, list[dict]]:
@@ -80,7 +80,7 @@ def score(run: Run, group: str, split: Split) -> tuple[pd.DataFrame, list[dict]]
 
     Returns
     -------
-    Their records, and for each method that could not be used `method`, `task` and `reason`.
+    Their records, and for each method that could not be used `method` and `reason`.
     """
     if group in ("scmoe", "dense"):
         return {"scmoe": ours, "dense": dense}[group](run, split), []
@@ -88,10 +88,17 @@ def score(run: Run, group: str, split: Split) -> tuple[pd.DataFrame, list[dict]]
     for method in others(group, split):
         try:
             table = summary.score(run, method, split)
-        except (DataError, ImportError) as error:
-            known = {"method": method.method, "task": method.task}
-            refused.append(known | {"reason": str(error)})
+        except Exception as error:
+            expected = isinstance(error, DataError | ImportError)
+            if not expected and group != "peers":
+                raise
+            kind = "" if expected else f"its library failed: {type(error).__name__}: "
+            refused.append({"method": method.method, "reason": f"{kind}{error}"})
             continue
+        if hasattr(method, "for_task"):
+            method = method.for_task("unsupervised", split)
+            tables.append(table)
+            table = evaluate(method, split.test, split.label_key)
         if method.task == "unsupervised":
             table = table[table["task"] != "translation"]  # the supervised one's are kept
         tables.append(table)

@@ -90,6 +90,32 @@ def scores(table: pd.DataFrame, panels: Mapping[str, str], title: str) -> Figure
     return fig
 
 
+def differences(panels: Mapping[str, pd.DataFrame], title: str) -> Figure:
+    """Draw differences with their intervals, a panel per rival; right of the line is better.
+
+    Parameters
+    ----------
+    panels
+        Title of a panel -> table with columns `difference`, `low`, `high` (NaN: no interval). Rows
+        of the same index share a line.
+    """
+    names = list(dict.fromkeys(name for table in panels.values() for name in table.index))
+    height = 1.2 + 0.22 * len(names)
+    fig, axes = _panels(title, 1, len(panels), height=height, sharey=True)
+    for ax, (words, table) in zip(axes, panels.items(), strict=True):
+        rows = [len(names) - 1 - names.index(name) for name in table.index]
+        colours = ["#CC6677" if high < 0 else "#332288" if low > 0 else "#777777"
+                   for low, high in zip(table["low"], table["high"], strict=True)]  # fmt: skip
+        ax.axvline(0, color="#bbbbbb", lw=1, zorder=0)
+        ax.hlines(rows, table["low"], table["high"], colors=colours, lw=1.6)
+        ax.scatter(table["difference"], rows, c=colours, s=26, zorder=3)
+        reach = 1.15 * np.nanmax(table["difference"].abs(), initial=0.02)
+        ax.set(title=words, ylim=(-0.7, len(names) - 0.3), xlim=(-2 * reach, 2 * reach))
+        ax.set_yticks(range(len(names))[::-1], names, fontsize=9)
+        ax.tick_params(axis="y", length=0)
+    return fig
+
+
 def group_sizes(table: pd.DataFrame, title: str) -> Figure:
     """Draw how many cells each group (rows) has in each part (columns), stacked."""
     fig, (ax,) = _panels(title, height=1.3 + 0.21 * len(table))

@@ -9,6 +9,7 @@ be used on a data set says why, as a `DataError`, before it trains.
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import logging
 import warnings
@@ -28,6 +29,7 @@ from scmoe.baselines.base import Baseline, require
 from scmoe.data import DataError, Split
 from scmoe.data.blocks import matrix, row_blocks, values
 
+FEW_CELLS = 5000
 RNA, PROTEIN, PEAKS = ("rna", "mrna", "gex"), ("protein", "adt"), ("atac", "peaks")
 
 
@@ -76,6 +78,16 @@ class _Peer(Baseline):
         latent = [self.get_latent_representation(part) for part in (split.train, split.val)]
         self._fit_groups(np.concatenate(latent), split)
         return self
+
+    def for_task(self, task: str, split: Split):
+        """Give a copy for the other task: the latent space saw no label, and is kept."""
+        other = copy.copy(self)
+        other.task = task
+        other._start(split)
+        other._check(split)
+        latent = [other.get_latent_representation(part) for part in (split.train, split.val)]
+        other._fit_groups(np.concatenate(latent), split)
+        return other
 
     def _check(self, split: Split) -> None:
         for part in (split.train, split.val):
@@ -277,6 +289,8 @@ class _CountModel(_Peer):
         if self.model == "MULTIVI":
             sizes |= {"n_genes": cells["rna"].n_vars, "n_regions": cells["other"].n_vars}
             parts = {"datasplitter_kwargs": parts}
+        if self.model == "MULTIVI" and n < FEW_CELLS:
+            parts["lr"] = 1e-3  # its 500 epochs at the default 1e-4 are too few steps
         self.model_ = kind(cells, **sizes)
         self.model_.train(early_stopping=True, accelerator="cpu", **parts)
 

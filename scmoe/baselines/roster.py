@@ -59,14 +59,13 @@ def _all_simple_methods(task: str, split: Split) -> list:
     return methods + ([kind() for kind in regressions] if len(names) > 1 else [])
 
 
-def peer_methods(task: str, split: Split) -> Iterator:
+def peer_methods(split: Split) -> Iterator:
     """Give other authors' methods that need a library of their own.
 
-    Not all can be fitted: `fit` says, as an error, which data or library a method lacks.
+    Not all can be fitted: `fit` says, as an error, which data or library a method lacks. One that
+    has `for_task` does both tasks with one fit.
     """
-    if task == "unsupervised" and len(split.modalities) > 1:
+    yield from (kind() for kind in (peers.MOFA, peers.UniVI, peers.TotalVI, peers.MultiVI))
+    yield peers.Matilda()
+    if len(split.modalities) > 1:
         yield WNN()
-    for kind in (peers.MOFA, peers.UniVI, peers.TotalVI, peers.MultiVI):
-        yield kind(task)
-    if task == "supervised":
-        yield peers.Matilda()

@@ -1,0 +1,129 @@
+"""Gather the records of the full profile into the table of record.
+
+``python -m scmoe.collect`` adds every `metrics.json` below `book/runs/full` to
+`book/reference_results.csv`, and says beside it, in a JSON, where each number comes from. A number
+that is there already is replaced. The table never mixes two versions of ours: when sources of the
+model changed, what the old ones left is dropped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import pandas as pd
+
+from scmoe.metrics import COLUMNS
+from scmoe.record import PACKAGE
+
+BOOK = PACKAGE.parent / "book"
+TABLE = BOOK / "reference_results.csv"
+KEY = [name for name in COLUMNS if name not in ("value", "data_source")]
+OURS = ("scmoe", "dense")  # groups of methods that the model's sources decide
+MADE_FROM = ["commit", "data_source", "checksums", "platform", "device", "threads"]
+TEXT = dict.fromkeys(["fold", "modalities", "target_modality", "source_modality"], str)
+
+
+def read_table(path: str | Path = TABLE) -> tuple[pd.DataFrame, dict]:
+    """Read the table of record and where it comes from.
+
+    Returns
+    -------
+    The records (columns `scmoe.metrics.COLUMNS`, folds as text), and the provenance: `runs`, a list
+    of what some runs were made from with their seconds, and `refused`, by data set and method.
+    """
+    path = Path(path)
+    if not path.exists():
+        return pd.DataFrame(columns=COLUMNS), {"runs": [], "refused": {}}
+    records = pd.read_csv(path, dtype=TEXT, keep_default_na=False)
+    return records, json.loads(path.with_suffix(".json").read_text())
+
+
+def collect(files: Iterable[Path], path: str | Path = TABLE) -> int:
+    """Add runs' records to the table of record.
+
+    Returns
+    -------
+    How many older records of ours were dropped because the model's sources have changed.
+    """
+    old, provenance = read_table(path)
+    runs = {name: made | {"seconds": seconds} for made in provenance["runs"]
+            for name, seconds in made.pop("seconds").items()}  # fmt: skip
+    refused, tables = provenance["refused"], []
+    for file in sorted(files, key=lambda file: file.stat().st_mtime):
+        content = json.loads(file.read_text())
+        if not content["records"]:
+            continue
+        table, its = pd.DataFrame(content["records"], columns=COLUMNS), content["provenance"]
+        tables.append(table)
+        name, made = _run(table, its)
+        runs.pop(name, None)  # what is collected last comes last
+        runs[name] = made
+        dataset = table["dataset"].iloc[0]
+        for row in its.get("refused", []):
+            refused.setdefault(dataset, {})[row["method"]] = row["reason"]
+    new = pd.concat([*([old] if len(old) else []), *tables], ignore_index=True)
+    new = new.assign(fold=new["fold"].astype(str)).drop_duplicates(KEY, keep="last")
+    runs, new, dropped = _one_version(runs, new)
+    for dataset, method in new[["dataset", "method"]].drop_duplicates().itertuples(index=False):
+        refused.get(dataset, {}).pop(method, None)  # it has run after all
+    _write(new, runs, refused, Path(path))
+    return dropped
+
+
+def _run(table: pd.DataFrame, its: dict) -> tuple[str, dict]:
+    """Name a run, and give what it was made from."""
+    stamp = its.get("made_from", {"methods": "page", "sources": its["sources"], "versions": {}})
+    first, parameters = table.iloc[0], its["parameters"]
+    parts = [first["dataset"], stamp["methods"], parameters["task"], parameters["protocol"]]
+    name = " ".join(map(str, [*parts, "fold", first["fold"], "seed", first["seed"]]))
+    made = {key: its[key] for key in MADE_FROM}
+    versions = its["versions"] | {k: v for k, v in stamp["versions"].items() if v}
+    made |= {"methods": stamp["methods"], "sources": stamp["sources"], "versions": versions}
+    return name, made | {"seconds": round(its["seconds"]["total"], 1)}
+
+
+def _one_version(runs: dict, records: pd.DataFrame) -> tuple[dict, pd.DataFrame, int]:
+    """Keep of ours only what the sources of the newest run made."""
+    newest = {}  # runs are in the order in which they were collected
+    for made in runs.values():
+        newest[made["methods"]] = made["sources"]
+    stale = [
+        name
+        for name, made in runs.items()
+        if made["methods"] in OURS and made["sources"] != newest[made["methods"]]
+    ]
+    drop = pd.Series(False, index=records.index)
+    for name in stale:
+        dataset, group, task, protocol, *_, fold, _, seed = name.split(" ")
+        dense = records["method"].str.contains("dense")
+        mine = records["method"].str.startswith("scMoE") & (dense == (group == "dense"))
+        at = ["dataset", "protocol", "fold", "seed"]
+        here = (records[at].astype(str) == [dataset, protocol, fold, seed]).all(axis=1)
+        also = ["translation"] if task == "supervised" else []
+        drop |= mine & here & records["task"].isin([task, *also])
+    return {n: m for n, m in runs.items() if n not in stale}, records[~drop], int(drop.sum())
+
+
+def _write(records: pd.DataFrame, runs: dict, refused: dict, path: Path) -> None:
+    """Write table and provenance, sorted; runs that were made alike are told together."""
+    alike: dict[str, dict] = {}
+    for name, made in sorted(runs.items()):
+        kept = {key: made[key] for key in made if key != "seconds"}
+        group = alike.setdefault(json.dumps(kept, sort_keys=True), kept | {"seconds": {}})
+        group["seconds"][name] = made["seconds"]
+    content = {"runs": list(alike.values()), "refused": {k: v for k, v in refused.items() if v}}
+    records = records[COLUMNS].sort_values(COLUMNS[:-1]).round({"value": 6})
+    records.to_csv(path, index=False)
+    path.with_suffix(".json").write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("folder", nargs="?", default=BOOK / "runs" / "full", type=Path)
+    parser.add_argument("--to", default=TABLE, type=Path, help="the table (CSV)")
+    given = parser.parse_args()
+    n_dropped = collect(given.folder.rglob("metrics.json"), given.to)
+    print(f"{given.to}: {len(read_table(given.to)[0])} records, {n_dropped} outdated ones dropped")

@@ -1,0 +1,198 @@
+"""Which method is better, and how sure is that? Paired differences over folds and seeds.
+
+An *entry* is one number that methods compete for: a set of cells, a task, a metric and, for a
+translation, its target and source. Methods are compared on the same folds and seeds.
+
+Seeds of one fold share their test cells, so they are averaged first, and folds are what is
+repeated. Folds share most of their training cells, so intervals and p-values use the variance that
+Nadeau and Bengio (2003) correct for that: times 1/k + 1/(k - 1) instead of 1/k, for k folds. Where
+there are fewer than three folds seeds are what is repeated, and nothing is said of other cells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+ENTRY = ["set", "task", "metric", "target_modality", "source_modality"]
+UNIT = ["fold", "seed"]
+METRICS = {
+    "supervised": ["accuracy", "balanced_accuracy", "macro_f1", "ari"],
+    "unsupervised": ["ari", "nmi"],
+    "translation": ["r2"],
+}
+OURS, LINEAR = "scMoE", "scMoE linear path"
+PEERS = ["UnitedNet", "MOFA+", "UniVI", "totalVI", "MultiVI", "Matilda"]
+LEAST = 0.01  # a smaller difference counts as none, unless its standard error is larger
+N_BOOTSTRAP = 10_000
+
+
+def prepare(records: pd.DataFrame, metrics: dict[str, list[str]] = METRICS) -> pd.DataFrame:
+    """Keep the strict records of the metrics that count, and name sets, entrants and their kind.
+
+    DBiT-seq's published split and its blocks are sets of their own, and so is each batch of
+    ATAC + gene: they ask different questions. An entrant is a method with the modalities it reads,
+    where those are not all.
+
+    Returns
+    -------
+    The records with `set`, `entrant`, `kind` ("ours", "peer" or "simple") and folds as text.
+    """
+    counts = pd.Series(False, index=records.index)
+    for task, names in metrics.items():
+        counts |= records["task"].eq(task) & records["metric"].isin(names)
+    single = ~records["source_modality"].astype(str).str.contains("+", regex=False)
+    table = records[counts & single & records["protocol"].eq("strict")].copy()
+    table["fold"] = table["fold"].astype(str)
+    block = table["fold"].str.startswith("block")
+    table["set"] = table["dataset"] + np.where(block, " blocks", "")
+    batch = table["dataset"].eq("atacseq")
+    table.loc[batch, "set"] += " " + table.loc[batch, "fold"]
+    n_read = table["modalities"].str.count(r"\+")
+    some = n_read < n_read.groupby(table["dataset"]).transform("max")
+    named = [m in name for m, name in zip(table["modalities"], table["method"], strict=True)]
+    alone = table["modalities"].eq("coordinates") | table["task"].eq("translation")
+    told = ~some | alone | np.array(named, bool)
+    table["entrant"] = table["method"].where(told, table["method"] + " of " + table["modalities"])
+    peer = table["method"].isin(PEERS)
+    kind = np.select([table["method"].str.startswith(OURS), peer], ["ours", "peer"], "simple")
+    return table.assign(kind=kind)
+
+
+def differences(table: pd.DataFrame, rivals: str | Sequence[str], ours: str = OURS) -> pd.DataFrame:
+    """Give ours minus the best rival, for each entry, fold and seed.
+
+    Parameters
+    ----------
+    table
+        From `prepare`.
+    rivals
+        A kind, or names of entrants. The best one of an entry is the one by which ours is beaten
+        most, or beats least, on average over the folds and seeds of both: chosen on the very cells
+        that it is scored on, which favours it.
+
+    Returns
+    -------
+    Table with the columns of an entry, `fold`, `seed`, `ours`, `rival`, `theirs`, `difference`.
+    """
+    mine = table[table["entrant"].eq(ours)].set_index([*ENTRY, *UNIT])["value"].rename("ours")
+    chosen = table["kind"].eq(rivals) if isinstance(rivals, str) else table["entrant"].isin(rivals)
+    other = table[chosen & table["entrant"].ne(ours)]
+    other = other.rename(columns={"entrant": "rival", "value": "theirs"})
+    both = other[[*ENTRY, *UNIT, "rival", "theirs"]].merge(mine.reset_index(), on=[*ENTRY, *UNIT])
+    both["difference"] = both["ours"] - both["theirs"]
+    if both.empty:
+        return both
+    mean = both.groupby([*ENTRY, "rival"])["difference"].mean().reset_index()
+    best = mean.sort_values("difference", kind="stable").drop_duplicates(ENTRY)
+    return both.merge(best[[*ENTRY, "rival"]], on=[*ENTRY, "rival"])
+
+
+def paired(difference: pd.Series) -> dict[str, float]:
+    """Summarise differences, indexed by fold and seed.
+
+    Returns
+    -------
+    `difference` (the mean), `se` (the plain paired standard error), `low` and `high` (the 95 %
+    interval), `p` (two-sided; both corrected for overlapping training cells) and `n` (how often
+    it was repeated: folds, or seeds where there are fewer than three folds). Undefined values are
+    NaN.
+    """
+    units = difference.groupby(level="fold").mean()
+    folds = len(units) >= 3
+    units = units if folds else difference
+    n, mean = len(units), float(units.mean())
+    spread = float(units.std()) if n > 1 else np.nan
+    wide = spread * np.sqrt(1 / n + (1 / (n - 1) if folds else 0))
+    half = stats.t.ppf(0.975, n - 1) * wide if n > 1 else np.nan
+    p = 2 * stats.t.sf(abs(mean) / wide, n - 1) if n > 1 and wide > 0 else np.nan
+    low, high = mean - half, mean + half
+    return {"difference": mean, "se": spread / np.sqrt(n), "low": low, "high": high, "p": p, "n": n}
+
+
+def by_entry(found: pd.DataFrame) -> pd.DataFrame:
+    """Summarise each entry: means of both, the difference with its interval, Holm's p, verdict.
+
+    `below` says that ours is lower by more than a standard error and by more than `LEAST`.
+    """
+    rows = []
+    for key, part in found.groupby(ENTRY, sort=False):
+        row = dict(zip(ENTRY, key, strict=True)) | {"ours": part["ours"].mean()}
+        row |= {"rival": part["rival"].iloc[0], "theirs": part["theirs"].mean()}
+        rows.append(row | paired(part.set_index(UNIT)["difference"]))
+    numbers = ["ours", "rival", "theirs", "difference", "se", "low", "high", "p", "n"]
+    table = pd.DataFrame(rows, columns=[*ENTRY, *numbers])
+    table["p_holm"] = holm(table["p"].to_numpy(float))
+    table["below"] = table["difference"] < -table["se"].fillna(0).clip(lower=LEAST)
+    return table
+
+
+def by_group(found: pd.DataFrame, columns: Sequence[str] = ("set", "task")) -> pd.DataFrame:
+    """Average entries of the same set and task within folds and seeds, and summarise that."""
+    rows = []
+    for key, part in found.groupby(list(columns), sort=False):
+        mean = part.groupby(UNIT)["difference"].mean()
+        rows.append(dict(zip(columns, key, strict=True)) | paired(mean))
+    return pd.DataFrame(rows, columns=[*columns, "difference", "se", "low", "high", "p", "n"])
+
+
+def overall(entries: pd.DataFrame, seed: int = 0) -> dict[str, float]:
+    """Give the mean difference over all entries, with a 95 % interval.
+
+    Entries of one set are alike, so the interval comes from drawing sets (with all their entries)
+    with replacement. Metrics count as they are: all lie between 0 and 1, R² below 1.
+    """
+    sums = entries.groupby("set")["difference"].agg(["sum", "count"]).to_numpy(float)
+    if not len(sums):
+        return {"mean": np.nan, "low": np.nan, "high": np.nan, "entries": 0, "below": 0, "sets": 0}
+    drawn = np.random.default_rng(seed).integers(len(sums), size=(N_BOOTSTRAP, len(sums)))
+    totals = sums[drawn].sum(1)  # (N_BOOTSTRAP, 2)
+    low, high = np.percentile(totals[:, 0] / totals[:, 1], [2.5, 97.5])
+    counts = {"entries": len(entries), "below": int(entries["below"].sum()), "sets": len(sums)}
+    mean = float(entries["difference"].mean())
+    return {"mean": mean, "low": float(low), "high": float(high)} | counts
+
+
+def holm(p: np.ndarray) -> np.ndarray:
+    """Correct p-values for their number (Holm 1979); NaN stays NaN and is not counted."""
+    p = np.asarray(p, float)
+    order = np.argsort(p)[: np.isfinite(p).sum()]  # NaN come last
+    steps = p[order] * np.arange(len(order), 0, -1)
+    corrected = np.full(len(p), np.nan)
+    corrected[order] = np.minimum(np.maximum.accumulate(steps), 1)
+    return corrected
+
+
+def ranks(table: pd.DataFrame) -> pd.DataFrame:
+    """Rank the entrants of each entry (1 is best), and average over entries.
+
+    Entrants are the methods that read all modalities, and the best of the linear classifiers of a
+    single one; those that take part in less than half of a task's entries are left out.
+
+    Returns
+    -------
+    Methods in rows; columns (task, metric), and in `entries` how many they took part in at most.
+    """
+    table = table[~table["entrant"].str.contains(" of ", regex=False)].copy()
+    several = table.groupby("dataset")["modalities"].transform(
+        lambda m: m.str.contains("+", regex=False).any()
+    )
+    single = several & ~table["modalities"].str.contains("+", regex=False)
+    single &= table["task"].eq("supervised") & table["modalities"].ne("coordinates")
+    table.loc[single, "entrant"] = "best single modality, linear"
+    mean = table.groupby([*ENTRY, "method", "entrant"])["value"].mean().reset_index()
+    best = mean.groupby([*ENTRY, "entrant"])["value"].max().reset_index()
+    best["rank"] = best.groupby(ENTRY)["value"].rank(ascending=False)
+    grouped = best.groupby(["entrant", "task", "metric"])["rank"]
+    wide, n = (
+        grouped.mean().unstack(["task", "metric"]),
+        grouped.count().unstack(["task", "metric"]),
+    )
+    wide = wide.where(n >= n.max() / 2)
+    order = [(t, m) for t, names in METRICS.items() for m in names if (t, m) in wide]
+    wide = wide[order].dropna(how="all")
+    wide["entries"] = n.max(axis=1).astype(int)
+    return wide.loc[wide[order].mean(axis=1).sort_values().index]

@@ -1,0 +1,107 @@
+"""The table of record: complete, sorted, replaced where run again, and of one version of ours."""
+
+import json
+
+import pandas as pd
+import pytest
+
+from scmoe import collect, matrix, report_compare
+from scmoe.metrics import COLUMNS
+from scmoe.record import Run
+
+GIVEN = {"allow_standin": True, "cells": 100, "genes": 60, "simulation": 5, "threads": 1,
+         "device": "cpu", "epochs": 1, "modalities": ["mrna", "protein"]}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Runs of ours and of simple methods, two folds each."""
+    folder = tmp_path_factory.mktemp("full")
+    for methods in ("scmoe", "simple"):
+        matrix.score_folds("dyngen", methods, [0, 1], str(folder / methods), seed=0, **GIVEN)
+    return folder
+
+
+@pytest.fixture
+def table(folder, tmp_path):
+    path = tmp_path / "table.csv"
+    collect.collect(folder.rglob("metrics.json"), path)
+    return path
+
+
+def test_every_record_is_there_sorted_and_traceable(folder, table):
+    records, provenance = collect.read_table(table)
+    files = [json.loads(file.read_text()) for file in folder.rglob("metrics.json")]
+    assert len(records) == sum(len(content["records"]) for content in files)
+    assert list(records.columns) == COLUMNS
+    assert records.equals(records.sort_values(COLUMNS[:-1], ignore_index=True))
+    seconds = {name: s for made in provenance["runs"] for name, s in made["seconds"].items()}
+    assert set(seconds) == {
+        f"dyngen-100x60-s5 {methods} supervised strict fold {fold} seed 0"
+        for methods in ("scmoe", "simple")
+        for fold in (0, 1)
+    }
+    assert str(folder) not in table.with_suffix(".json").read_text()
+
+
+def test_collecting_twice_changes_nothing(folder, table):
+    before = table.read_bytes(), table.with_suffix(".json").read_bytes()
+    collect.collect(folder.rglob("metrics.json"), table)
+    assert (table.read_bytes(), table.with_suffix(".json").read_bytes()) == before
+
+
+def test_a_newer_run_of_ours_replaces_all_that_older_sources_made(folder, table, tmp_path):
+    (file,) = (folder / "scmoe" / "fold_0").glob("metrics.json")
+    content = json.loads(file.read_text())
+    content["provenance"]["made_from"]["sources"] = "another"
+    content["records"][0]["value"] = 0.125
+    newer = tmp_path / "metrics.json"
+    newer.write_text(json.dumps(content))
+    simple = len(collect.read_table(table)[0].query("not method.str.startswith('scMoE')"))
+    assert collect.collect([newer], table) > 0
+    records, provenance = collect.read_table(table)
+    ours = records[records["method"].str.startswith("scMoE")]
+    assert set(ours["fold"]) == {"0"}
+    assert 0.125 in ours["value"].tolist()
+    assert len(records) - len(ours) == simple
+    assert {m["sources"] for m in provenance["runs"] if m["methods"] == "scmoe"} == {"another"}
+
+
+def test_the_comparison_reads_it_and_the_readers_runs(folder, table):
+    where = {"records": str(folder / "scmoe"), "reference": str(table)}
+    found = report_compare.load(Run("compare", extra=where))
+    assert "simulated" in report_compare.banner(found).data
+    assert "Against the best simple method" in report_compare.takeaway(found).data
+    shown = report_compare.record(found).data
+    assert "reported in the paper" in shown
+    assert "your run (quick)" in shown
+    for rival in ("simple", "linear"):
+        assert "dyngen-100x60-s5" in report_compare.gains(found, rival).data
+
+
+def test_without_any_records_the_comparison_says_so(tmp_path):
+    where = {"records": str(tmp_path / "none"), "reference": str(tmp_path / "none.csv")}
+    found = report_compare.load(Run("compare", extra=where))
+    assert "no stored records" in report_compare.takeaway(found).data
+    for show in (report_compare.record, report_compare.ranks, report_compare.origin,
+                 report_compare.figure, report_compare.absent, report_compare.calibration,
+                 report_compare.shortfalls):  # fmt: skip
+        assert isinstance(show(found).data, str)
+
+
+def test_a_refusal_is_kept_until_the_peer_has_run(folder, tmp_path):
+    (file,) = (folder / "simple" / "fold_0").glob("metrics.json")
+    content = json.loads(file.read_text())
+    content["provenance"]["refused"] = [{"method": "totalVI", "reason": "it models counts"}]
+    first, second, path = tmp_path / "a.json", tmp_path / "b.json", tmp_path / "table.csv"
+    first.write_text(json.dumps(content))
+    collect.collect([first], path)
+    assert collect.read_table(path)[1]["refused"] == {
+        "dyngen-100x60-s5": {"totalVI": "it models counts"}
+    }
+    content["provenance"]["refused"] = []
+    content["records"] = [content["records"][0] | {"method": "totalVI"}]
+    second.write_text(json.dumps(content))
+    collect.collect([second], path)
+    assert collect.read_table(path)[1]["refused"] == {}
+    assert pd.Series(collect.read_table(path)[0]["method"]).eq("totalVI").any()

@@ -1,0 +1,131 @@
+"""Paired comparisons: the right pairs, the right spread, and the rival's best foot forward."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from scmoe import contest
+from scmoe.metrics import COLUMNS
+
+
+def records(method, values, **changes):
+    """One record per (fold, seed)."""
+    row = {"dataset": "patchseq", "data_source": "local", "protocol": "strict", "method": method,
+           "task": "supervised", "modalities": "rna+ephys", "metric": "accuracy",
+           "target_modality": "", "source_modality": ""} | changes  # fmt: skip
+    rows = [row | {"fold": f, "seed": s, "value": v} for (f, s), v in values.items()]
+    return pd.DataFrame(rows)[COLUMNS]
+
+
+def grid(value, folds=5, seeds=2):
+    return {(f, s): value(f, s) for f in range(folds) for s in range(seeds)}
+
+
+def test_seeds_are_averaged_and_folds_are_what_is_repeated():
+    difference = pd.Series(grid(lambda f, s: 0.01 * f + (0.5 if s else -0.5)))
+    difference.index.names = ["fold", "seed"]
+    found = contest.paired(difference)
+    means = np.arange(5) * 0.01
+    assert found["n"] == 5
+    assert found["difference"] == pytest.approx(means.mean())
+    assert found["se"] == pytest.approx(stats.sem(means))
+    corrected = means.std(ddof=1) * np.sqrt(1 / 5 + 1 / 4)
+    assert found["high"] - found["low"] == pytest.approx(2 * stats.t.ppf(0.975, 4) * corrected)
+    assert found["p"] == pytest.approx(2 * stats.t.sf(means.mean() / corrected, 4))
+
+
+def test_one_fold_repeats_seeds_without_a_correction():
+    difference = pd.Series({(0, 0): 0.1, (0, 1): 0.2, (0, 2): 0.3})
+    difference.index.names = ["fold", "seed"]
+    found = contest.paired(difference)
+    assert found["n"] == 3
+    assert found["p"] == pytest.approx(stats.ttest_1samp([0.1, 0.2, 0.3], 0).pvalue)
+
+
+def test_the_best_rival_is_compared_on_shared_folds_and_seeds_only():
+    table = contest.prepare(
+        pd.concat(
+            [
+                records("scMoE", grid(lambda f, s: 0.8)),
+                records("late fusion", grid(lambda f, s: 0.7)),
+                records("k-nearest", {(0, 0): 0.75, (9, 9): 0.1}),  # fold 9 is not ours
+            ]
+        )
+    )
+    found = contest.differences(table, "simple")
+    assert set(found["rival"]) == {"k-nearest"}
+    assert found["difference"].tolist() == pytest.approx([0.05])
+
+
+def test_ours_and_peers_are_no_simple_methods():
+    names = ["scMoE", "scMoE linear path", "UnitedNet", "ridge"]
+    table = contest.prepare(pd.concat([records(n, grid(lambda f, s: 0.5)) for n in names]))
+    kinds = table.drop_duplicates("method").set_index("method")["kind"]
+    assert kinds.to_dict() == dict(zip(names, ["ours", "ours", "peer", "simple"], strict=True))
+
+
+def test_blocks_and_batches_are_sets_of_their_own_and_the_paper_protocol_is_left_out():
+    table = contest.prepare(
+        pd.concat(
+            [
+                records("scMoE", {(0, 0): 1, ("block-1", 0): 1}, dataset="dbitseq"),
+                records("scMoE", {("s1d1", 0): 1, ("s1d2", 0): 1}, dataset="atacseq"),
+                records("scMoE", {(0, 0): 1}, protocol="paper"),
+                records("scMoE", {(0, 0): 1}, metric="ece"),
+            ]
+        )
+    )
+    assert set(table["set"]) == {"dbitseq", "dbitseq blocks", "atacseq s1d1", "atacseq s1d2"}
+
+
+def test_a_method_on_some_modalities_is_an_entrant_of_its_own():
+    table = contest.prepare(
+        pd.concat(
+            [
+                records("late fusion", {(0, 0): 0.5}),
+                records("late fusion", {(0, 0): 0.9}, modalities="rna"),
+                records("logistic regression (rna)", {(0, 0): 0.7}, modalities="rna"),
+            ]
+        )
+    )
+    names = {"late fusion", "late fusion of rna", "logistic regression (rna)"}
+    assert set(table["entrant"]) == names
+
+
+@pytest.mark.parametrize(
+    ("difference", "spread", "below"),
+    [(-0.005, 0, False), (-0.02, 0, True), (-0.02, 0.1, False), (0.02, 0, False)],
+)
+def test_below_needs_more_than_the_least_and_more_than_a_standard_error(difference, spread, below):
+    signs = [-1, 1, -1, 1, 0]
+    ours = records("scMoE", grid(lambda f, s: 0.5 + difference + spread * signs[f], seeds=1))
+    table = contest.prepare(pd.concat([ours, records("ridge", grid(lambda f, s: 0.5, seeds=1))]))
+    (found,) = contest.by_entry(contest.differences(table, "simple"))["below"]
+    assert found == below
+
+
+def test_holm_is_as_in_its_paper_and_leaves_undefined_ones_out():
+    corrected = contest.holm(np.array([0.01, np.nan, 0.04, 0.03]))
+    np.testing.assert_allclose(corrected, [0.03, np.nan, 0.06, 0.06])
+
+
+def test_the_overall_interval_draws_sets():
+    rows = [(name, gain, False) for name, gain in [("a", 0.1)] * 50 + [("b", -0.1)] * 2]
+    entries = pd.DataFrame(rows, columns=["set", "difference", "below"])
+    total = contest.overall(entries)
+    assert total["entries"] == 52
+    assert (total["low"], total["high"]) == pytest.approx((-0.1, 0.1))  # a quarter draws b only
+
+
+def test_ranks_take_the_best_single_modality_as_one_entrant():
+    parts = [
+        records("scMoE", {(0, 0): 0.9}),
+        records("logistic regression (rna)", {(0, 0): 0.8}, modalities="rna"),
+        records("logistic regression (ephys)", {(0, 0): 0.95}, modalities="ephys"),
+        records("logistic regression (late fusion)", {(0, 0): 0.1}),
+    ]
+    wide = contest.ranks(contest.prepare(pd.concat(parts)))
+    ranks = wide[("supervised", "accuracy")]
+    assert ranks.index.tolist()[0] == "best single modality, linear"
+    assert ranks.tolist() == [1, 2, 3]
