@@ -36,7 +36,7 @@ class NaiveGate(nn.Module):
 
     def _cv_squared(self, x):
         if x.shape[0] == 1:
-            return torch.tensor(0.0)
+            return torch.tensor(0.0, device=x.device)
         return x.float().var() / (x.float().mean() ** 2 + 1e-10)
 
     def _prob_in_top_k(self, clean, noisy, scale, top):
@@ -205,10 +205,12 @@ class Naive:
         n_groups,
         supervised,
         seed=0,
+        device="cpu",
     ):
         torch.manual_seed(seed)
         self.config, self.supervised, self.n_groups = config.train, supervised, n_groups
-        self.network = NaiveNetwork(config, [m.shape[1] for m in train], n_groups)
+        self.device = device
+        self.network = NaiveNetwork(config, [m.shape[1] for m in train], n_groups).to(device)
         self.optimiser = torch.optim.Adam(self.network.parameters(), lr=config.train.lr)
         size = config.train.batch_size
         self.train_loader = DataLoader(CellByCell(train, labels), batch_size=size, shuffle=True)
@@ -217,6 +219,7 @@ class Naive:
         )
 
     def losses(self, xs, labels):
+        xs, labels = [x.to(self.device) for x in xs], labels.to(self.device)
         reconstructions, logits, hidden, gate_loss = self.network(xs)
         c = self.config
         total, items = 0.0, {}
@@ -257,10 +260,10 @@ class Naive:
         xs_all, predicted, true, found = [], [], [], []
         for xs, labels in self.evaluation_loader:
             _, _, reconstructions, assignments = self.losses(xs, labels)
-            xs_all.append([x.numpy() for x in xs])
-            predicted.append([[r.numpy() for r in row] for row in reconstructions])
+            xs_all.append([x.cpu().numpy() for x in xs])
+            predicted.append([[r.cpu().numpy() for r in row] for row in reconstructions])
             true.append(labels.numpy())
-            found.append(assignments.argmax(1).numpy())
+            found.append(assignments.argmax(1).cpu().numpy())
         true, found = np.concatenate(true), np.concatenate(found)
         m = len(xs_all[0])
         r2 = []

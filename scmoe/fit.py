@@ -116,7 +116,7 @@ def fit(
                 optimiser.zero_grad(set_to_none=True)
                 loss, detail = step(index)
                 loss.backward()
-                torch.nn.utils.clip_grad_value_(network.parameters(), config.clip)
+                clip_gradients(network, config.clip)
                 optimiser.step()
                 run.losses.append(torch.stack([loss, *detail.values()]).detach())
                 run.names = ["loss", *(_named(name, modalities) for name in detail)]
@@ -218,6 +218,18 @@ class _Run:
         if device.type == "cuda":
             torch.cuda.set_rng_state(self.random_state["cuda"], device)
         self.random_state = None
+
+
+@torch.no_grad()
+def clip_gradients(network: Network, limit: float) -> None:
+    """Clip every gradient's values to ``±limit``, in one pass over a CPU's memory."""
+    gradients = [p.grad for p in network.parameters() if p.grad is not None]
+    if any(g.device.type != "cpu" for g in gradients):
+        torch._foreach_clamp_min_(gradients, -limit)
+        torch._foreach_clamp_max_(gradients, limit)
+        return
+    for gradient in gradients:
+        gradient.clamp_(-limit, limit)
 
 
 @torch.no_grad()

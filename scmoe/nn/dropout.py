@@ -79,20 +79,17 @@ class _Attention(torch.autograd.Function):
     def forward(ctx, q, k, v, mask, p):
         b, h, t, _ = q.shape
         size = max(1, BLOCK_BYTES // (h * t * t * q.element_size()))
-        out, blocks = [], []
+        ctx.p, ctx.scale, ctx.blocks, out = p, q.shape[-1] ** -0.5, [], []
         for start in range(0, b, size):
             rows = slice(start, start + size)
-            scores = _flat(q[rows]) @ _flat(k[rows]).transpose(1, 2)
-            scores = scores.mul_(q.shape[-1] ** -0.5).view(-1, h, t, t)
+            scores = (_flat(q[rows]) * ctx.scale) @ _flat(k[rows]).transpose(1, 2)
             if mask is not None:
-                scores.masked_fill_(~mask[rows], -math.inf)
-            weights = scores.softmax(-1).view(-1, t, t)
-            gone = dropped(weights.numel(), p)
+                scores.view(-1, h, t, t).masked_fill_(~mask[rows], -math.inf)
+            weights = scores.softmax(-1)
             kept = weights.clone()
-            kept.view(-1).index_fill_(0, gone, 0.0)
+            kept.view(-1).index_fill_(0, dropped(weights.numel(), p), 0.0)
             out.append(kept @ _flat(v[rows]))
-            blocks.append((rows, weights, gone))
-        ctx.blocks, ctx.p = blocks, p
+            ctx.blocks.append((rows, weights, kept))
         out = torch.cat(out).mul_(1 / (1 - p)).view_as(q)
         ctx.save_for_backward(q, k, v, out)
         return out
@@ -102,17 +99,14 @@ class _Attention(torch.autograd.Function):
     def backward(ctx, grad):
         q, k, v, out = ctx.saved_tensors
         grads = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v)]
-        for rows, weights, gone in ctx.blocks:
+        for rows, weights, kept in ctx.blocks:
             g = _flat(grad[rows]) * (1 / (1 - ctx.p))
             mean = (grad[rows] * out[rows]).sum(-1).view(*g.shape[:2], 1)  # softmax's own term
-            kept = weights.clone()
-            kept.view(-1).index_fill_(0, gone, 0.0)
             to_scores = g @ _flat(v[rows]).transpose(1, 2)
-            to_scores.view(-1).index_fill_(0, gone, 0.0)
-            to_scores.sub_(mean).mul_(weights).mul_(q.shape[-1] ** -0.5)
+            to_scores.mul_(kept).addcmul_(weights, mean, value=-1)
             parts = (
-                to_scores @ _flat(k[rows]),
-                to_scores.transpose(1, 2) @ _flat(q[rows]),
+                to_scores @ (_flat(k[rows]) * ctx.scale),
+                to_scores.transpose(1, 2) @ (_flat(q[rows]) * ctx.scale),
                 kept.transpose(1, 2) @ g,
             )
             for whole, part in zip(grads, parts, strict=True):

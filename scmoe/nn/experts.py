@@ -14,7 +14,10 @@ Three ways to compute the same, held against a float64 oracle in the tests:
 
 from __future__ import annotations
 
+import json
 import math
+from functools import cache
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -22,6 +25,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 BACKENDS = ("grouped", "dense", "fastmoe")
+FASTEST = Path(__file__).with_name("fastest.json")
+DENSE_ENTRIES = 1 << 27  # hidden units of all experts, half a gigabyte
 
 
 class Experts(nn.Module):
@@ -110,13 +115,34 @@ class Experts(nn.Module):
         return (hidden * gates[..., None]).flatten(1) @ w2 + gates @ self.b2.to(x.dtype)
 
 
+@cache
 def fastest(
     device: str, dtype: torch.dtype, n_tokens: int, n_experts: int, top_k: int, d: int
 ) -> str:
-    """Name of the backend that ``benchmarks/results/experts.json`` favours."""
+    """Name of the backend that was fastest for the nearest shape measured.
+
+    ``fastest.json`` is written by ``python -m benchmarks.experts``. Where nothing was measured (no
+    GPU was to be had) it is by reasoning: on CUDA a grouped float32 product makes the host wait for
+    the sizes of the groups, dense ones do not, and their extra arithmetic is cheap while it fits.
+    """
     if d * dtype.itemsize % 16:  # the grouped kernel wants rows that start at multiples of 16 bytes
         return "dense"
-    return "grouped"
+    name = str(dtype).removeprefix("torch.")
+    rows = [r for r in _measured() if (r["device"], r["dtype"]) == (device, name)]
+    if not rows:
+        fits = n_tokens * n_experts * 2 * d <= DENSE_ENTRIES
+        return "dense" if device == "cuda" and dtype == torch.float32 and fits else "grouped"
+    shape = {"tokens": n_tokens, "experts": n_experts, "k": top_k, "width": d}
+
+    def distance(row):
+        return sum(math.log(row[key] / value) ** 2 for key, value in shape.items())
+
+    return min(rows, key=distance)["backend"]
+
+
+@cache
+def _measured() -> list[dict]:
+    return json.loads(FASTEST.read_text())["rows"]
 
 
 def _compute_dtype(x: Tensor) -> torch.dtype:
@@ -142,7 +168,9 @@ def _rows(experts: Tensor, n_experts: int, padded: bool) -> _Rows:
     """
     flat, k, device = experts.reshape(-1), experts.shape[1], experts.device
     group, order = flat.sort(stable=True)
-    counts = torch.bincount(flat, minlength=n_experts)
+    # not bincount: it makes a GPU's host wait, and its order of summation there is not fixed
+    ends = torch.searchsorted(group, torch.arange(n_experts, device=device), right=True)
+    counts = ends.diff(prepend=ends.new_zeros(1))
     source, place = order // k, torch.arange(len(flat), device=device)
     if padded:
         room = torch.tensor([_rounded(n) for n in counts.tolist()])

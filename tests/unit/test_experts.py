@@ -19,16 +19,13 @@ def oracle(module: Experts, x, experts, weights):
     own = [p[experts] for p in (w1, b1, w2, b2)]  # (T, k, ...): a copy for every token
     hidden = F.gelu(torch.einsum("td,tkhd->tkh", x, own[0]) + own[1])
     outputs = torch.einsum("tkh,tkdh->tkd", hidden, own[2]) + own[3]
-    return (outputs * weights[..., None]).sum(1), [w1, b1, w2, b2, x, weights]
+    return (outputs * weights[..., None]).sum(1), [w1, b1, w2, b2, x, weights], outputs
 
 
-def assert_close(actual, expected, tolerance):
-    """Relative to the largest entry."""
-    if expected.abs().max() == 0:
-        assert actual.abs().max() == 0
-        return
-    error = (actual.double() - expected).abs().max() / expected.abs().max()
-    assert error.item() < tolerance
+def assert_close(actual, expected, tolerance, largest=None):
+    """Relative to the largest entry, or to a larger value that entries are differences of."""
+    largest = expected.abs().max() if largest is None else largest
+    assert ((actual.double() - expected).abs().max() <= tolerance * largest).item()
 
 
 def assert_matches_oracle(experts, n_experts, d, backend, dtype=torch.float32, seed=0):
@@ -42,19 +39,22 @@ def assert_matches_oracle(experts, n_experts, d, backend, dtype=torch.float32, s
     with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
         out = module(x, experts, weights)
     assert out.dtype == dtype
-    expected, leaves = oracle(module, x, experts, weights)
+    expected, leaves, outputs = oracle(module, x, experts, weights)
     assert_close(out, expected, TOLERANCE[dtype])
     direction = torch.randn(out.shape)
     out.backward(direction.to(dtype))
     expected.backward(direction.to(dtype).double())
-    for mine, theirs in zip([*module.parameters(), x, weights], leaves, strict=True):
+    for mine, theirs in zip([*module.parameters(), x], leaves, strict=False):
         assert mine.grad.dtype == torch.float32
         assert_close(mine.grad, theirs.grad, TOLERANCE[dtype])
+    # a gate's gradient is one number, a sum over the width whose terms may cancel
+    terms = (direction[:, None] * outputs).abs().sum(-1).max()
+    assert_close(weights.grad, leaves[-1].grad, TOLERANCE[dtype], terms)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=["float32", "bf16"])
 @pytest.mark.parametrize("backend", ["auto", "grouped", "dense"])
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_backends_equal_a_brute_force_oracle_in_values_and_gradients(backend, dtype, data):
     n_experts = data.draw(st.integers(1, 64), "experts")
@@ -62,15 +62,17 @@ def test_backends_equal_a_brute_force_oracle_in_values_and_gradients(backend, dt
     n_tokens = data.draw(st.integers(1, 24), "tokens")
     width = 4 if dtype == torch.float32 or backend != "grouped" else 8
     d = width * data.draw(st.integers(1, 4), "quarters of the width")
-    draws = torch.rand(n_tokens, n_experts, generator=torch.Generator().manual_seed(n_tokens))
-    assert_matches_oracle(draws.topk(k).indices, n_experts, d, backend, dtype)
+    seed = data.draw(st.integers(0, 2**32), "seed")
+    draws = torch.rand(n_tokens, n_experts, generator=torch.Generator().manual_seed(seed))
+    draws = draws[:1].expand_as(draws) if data.draw(st.booleans(), "all to the same") else draws
+    assert_matches_oracle(draws.topk(k).indices, n_experts, d, backend, dtype, seed)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=["float32", "bf16"])
 @pytest.mark.parametrize("backend", ["grouped", "dense"])
 @pytest.mark.parametrize(
     "experts",
-    [torch.full((5, 1), 3), torch.tensor([[4, 1]]).expand(30, 2), torch.tensor([[7]])],
+    [torch.full((500, 1), 3), torch.tensor([[4, 1]]).expand(30, 2), torch.tensor([[7]])],
     ids=["all tokens to one expert", "all tokens to the same two", "a single token"],
 )
 def test_extremes_of_routing_equal_the_oracle(experts, backend, dtype):
@@ -108,7 +110,7 @@ def test_fastmoe_equals_the_oracle_where_it_is_installed():
     module = Experts(4, 16, 32).cuda()
     gates, experts = torch.rand(20, 4, device="cuda").topk(2)
     x = torch.randn(20, 16, device="cuda")
-    expected, _ = oracle(module.cpu(), x.cpu(), experts.cpu(), gates.cpu())
+    expected, *_ = oracle(module.cpu(), x.cpu(), experts.cpu(), gates.cpu())
     module.cuda().backend = "fastmoe"
     assert_close(module(x, experts, gates).cpu(), expected, 1e-5)
 

@@ -1,0 +1,238 @@
+"""What the benchmarks share: shapes, simulated cells, a fair clock, and where tables go."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import math
+import os
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+import torch
+
+from benchmarks.naive import Naive
+from scmoe.config import Config, preset
+from scmoe.fit import _memory_kept
+from scmoe.nn.cells import Cells
+from scmoe.nn.network import Network
+from scmoe.record import source_hash
+from scmoe.step import Step
+
+RESULTS = Path(__file__).parent / "results"
+THREADS = 2
+OPEN = 0.03  # share of peaks that are open in a cell
+
+
+class Shape(NamedTuple):
+    """Size of a data set as the reference trains on it."""
+
+    features: list[int]
+    n_train: int
+    n_evaluated: int
+    n_groups: int
+    supervised: bool
+
+
+SHAPES = {
+    "dyngen": Shape([100] * 4, 400, 100, 3, False),
+    "dbitseq": Shape([568, 22, 568], 748, 188, 13, False),
+    "patchseq": Shape([1252, 68, 514], 403, 448, 27, False),  # evaluated on training cells too
+    "atacseq": Shape([4000, 4000], 2000, 70, 22, True),  # fewer cells: an epoch is linear in them
+}
+
+
+def dense_cells(features, n_cells, n_groups, seed=0) -> tuple[list[np.ndarray], np.ndarray]:
+    """Gaussian groups: matrices ``(N, F_m)`` float32 and group numbers ``(N,)``."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(n_groups, size=n_cells)
+    matrices = []
+    for f in features:
+        centres = rng.standard_normal((n_groups, f), dtype=np.float32)
+        matrices.append(0.5 * centres[labels] + rng.standard_normal((n_cells, f), dtype=np.float32))
+    return matrices, labels
+
+
+def atac_cells(n_cells, n_peaks=13_634, n_genes=4_000, n_groups=22, signal=0.5, seed=0):
+    """0/1 peaks (CSR, 3 % open) and dense genes of groups, made a block of cells at a time."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(n_groups, size=n_cells)
+    chance = (OPEN * (1 + signal * rng.uniform(-1, 1, (n_groups, n_peaks)))).astype(np.float32)
+    centres = signal * rng.standard_normal((n_groups, n_genes), dtype=np.float32)
+    genes, blocks = np.empty((n_cells, n_genes), np.float32), []
+    for start in range(0, n_cells, 1000):
+        group = labels[start : start + 1000]
+        drawn = rng.random((len(group), n_peaks), dtype=np.float32) < chance[group]
+        blocks.append(sp.csr_matrix(drawn, dtype=np.float32))
+        genes[start : start + 1000] = centres[group]
+        genes[start : start + 1000] += rng.standard_normal((len(group), n_genes), dtype=np.float32)
+    return [sp.vstack(blocks, format="csr"), genes], labels
+
+
+class Pair(NamedTuple):
+    """The naive implementation and ours on the same cells."""
+
+    config: Config
+    naive: Naive
+    network: Network
+    train: Cells
+    evaluated: Cells
+    supervised: bool
+
+    def step(self, precision="float32") -> Callable[[torch.Tensor], None]:
+        """One training step of ours, as :func:`scmoe.fit.fit` does it, for timing alone."""
+        config = self.config.replace(precision=precision).train
+        step = Step(self.network, config, self.train, self.supervised)
+        parameters = list(self.network.parameters())
+        optimiser = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=0.0, fused=True)
+        self.network.train()
+
+        def run(index):
+            optimiser.zero_grad(set_to_none=True)
+            step(index)[0].backward()
+            torch.nn.utils.clip_grad_value_(parameters, config.clip)
+            optimiser.step()
+
+        return run
+
+
+def sized(name: str, tiny: bool) -> tuple[Shape, Config]:
+    """Shape and configuration of a preset, or ones so small that only the code is tried."""
+    shape, config = SHAPES[name], preset(name, "paper")
+    if tiny:
+        features = [max(8, f // 20) for f in shape.features]
+        shape = shape._replace(features=features, n_train=24, n_evaluated=8, n_groups=3)
+        config = config.replace(d=16, n_patches=4, n_heads=2, n_experts=4, batch_size=8)
+    return shape, config
+
+
+def pair(name: str, tiny: bool = False, device: str = "cpu") -> Pair:
+    """Build both for one of ``SHAPES``; peaks are sparse for ours and dense for the naive row."""
+    shape, config = sized(name, tiny)
+    n_train, n_eval = shape.n_train, shape.n_evaluated
+    if name == "atacseq":
+        x, labels = atac_cells(n_train + n_eval, *shape.features, shape.n_groups)
+        plain = [x[0].toarray(), x[1]]
+    else:
+        x, labels = dense_cells(shape.features, n_train + n_eval, shape.n_groups)
+        plain = x
+    parts = [[m[:n_train] for m in plain], labels[:n_train]]
+    parts += [[m[n_train:] for m in plain], labels[n_train:]]
+    naive = Naive(config, *parts, shape.n_groups, shape.supervised, device=device)
+    torch.manual_seed(0)
+    network = Network(config.model, shape.features, shape.n_groups).to(device)
+    train, evaluated = (
+        Cells(
+            [m[rows] for m in x], np.ones((len(labels[rows]), len(x)), bool), labels[rows], device
+        )
+        for rows in (slice(None, n_train), slice(n_train, None))
+    )
+    return Pair(config, naive, network, train, evaluated, shape.supervised)
+
+
+def seconds(function: Callable[[], object]) -> float:
+    """Wall time of one call."""
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def interleaved(functions: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Median seconds of each function, called in turn: what slows one round slows all alike."""
+    times = {name: [] for name in functions}
+    gc.collect()
+    with _memory_kept():  # as in training; it favours every row
+        for turn in range(rounds + 1):
+            for name, function in functions.items():
+                taken = seconds(function)
+                if turn:  # the first is a warm-up
+                    times[name].append(taken)
+    return {name: median(values) for name, values in times.items()}
+
+
+def matmul_rate(dtype=torch.float32, n: int = 2048, rounds: int = 5) -> float:
+    """Floating-point operations a second of a large matrix product: the arithmetic bound."""
+    a, b = torch.randn(n, n, dtype=dtype), torch.randn(n, n, dtype=dtype)
+    a @ b
+    return 2 * n**3 / min(seconds(lambda: a @ b) for _ in range(rounds))
+
+
+def slope(x, y) -> float:
+    """Log-log slope of a least-squares line."""
+    return float(np.polyfit(np.log(x), np.log(y), 1)[0])
+
+
+def machine() -> dict:
+    """What the numbers were measured on."""
+    return {
+        "processor": _processor(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "sources": source_hash(),
+    }
+
+
+def _processor() -> str:
+    """Name of the processor, and its instructions for matrix products."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    found = dict(line.split(":", 1) for line in lines if ":" in line)
+    found = {key.strip(): value.strip() for key, value in found.items()}
+    known = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
+    flags = [f for f in known if f in found.get("flags", "").split()]
+    return f"{found.get('model name', platform.machine())} ({', '.join(flags)})"
+
+
+def main(name: str, measure: Callable[..., dict[str, pd.DataFrame]], *options: str) -> None:
+    """Measure, print the tables and write them to ``<out>/<name>.json``.
+
+    ``measure(tiny=..., **options)`` gives tables by caption; each of ``options`` is a switch.
+    """
+    parser = argparse.ArgumentParser(description=f"Benchmark: {name}.")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    for option in ("tiny", *options):
+        parser.add_argument(f"--{option}", action="store_true")
+    chosen = vars(parser.parse_args())
+    out = chosen.pop("out")
+    if not chosen["tiny"]:
+        torch.set_num_threads(THREADS)
+    start = time.perf_counter()
+    tables = measure(**chosen)
+    write(out / f"{name}.json", tables, {"seconds": round(time.perf_counter() - start, 1)} | chosen)
+
+
+def write(path: Path, tables: dict[str, pd.DataFrame], note: dict) -> None:
+    """Print the tables, and keep them as JSON: the old file stays until the new one is whole."""
+    content = {"machine": machine(), **note, "tables": {}}
+    for caption, table in tables.items():
+        print(f"\n{caption}\n{table.to_string(index=False, na_rep='-')}", flush=True)
+        rows = json.loads(table.to_json(orient="records", double_precision=6))
+        content["tables"][caption] = rows
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    partial.replace(path)
+
+
+def read(name: str, folder: Path = RESULTS) -> dict | None:
+    """Give what an earlier run wrote, or ``None``."""
+    path = folder / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def rounded(value: float, digits: int = 3) -> float:
+    """``value`` to so many significant digits: more would be noise."""
+    if not math.isfinite(value) or value == 0:
+        return value
+    return round(value, digits - 1 - math.floor(math.log10(abs(value))))

@@ -1,0 +1,75 @@
+"""Real processes, killed at random moments: what is resumed ends where it would have ended."""
+
+import multiprocessing
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import scmoe
+from scmoe import checkpoint
+from scmoe.data import split_mudata
+from tests.conftest import make_tiny
+
+pytestmark = pytest.mark.slow
+CONFIG = scmoe.Config().replace(
+    d=16, n_patches=4, n_heads=2, n_experts=4, epochs=12, batch_size=8, attention_dropout=0.1,
+)  # fmt: skip
+
+
+def train(folder: Path, result: Path) -> None:
+    """What a killed process was doing: both stages of a whole fit, saving at every step."""
+    torch.set_num_threads(1)
+    checkpoint.SAVE_EVERY, checkpoint.SHARE = 0.0, 1e9
+    split = split_mudata(make_tiny(90), seed=0)
+    model = scmoe.ScMoE(config=CONFIG).fit(split, "cpu", progress=False, checkpoint=folder)
+    model.save(result)
+
+
+@pytest.fixture(scope="module")
+def start():
+    """Starts ``train`` in a process of its own, without importing everything again."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["scmoe", "tests.conftest"])
+
+    def starter(folder, result):
+        process = context.Process(target=train, args=(folder, result))
+        process.start()
+        return process
+
+    return starter
+
+
+@pytest.mark.parametrize(("number", "times"), [(signal.SIGKILL, 20), (signal.SIGTERM, 5)])
+def test_a_run_stopped_at_random_moments_ends_with_the_same_weights(start, number, times, tmp_path):
+    whole = start(tmp_path / "never stopped", tmp_path / "whole")
+    began = time.monotonic()
+    whole.join()
+    assert whole.exitcode == 0
+    took = time.monotonic() - began
+    expected = load_file(tmp_path / "whole" / "model.safetensors")
+    codes = {-number, 1} if number == signal.SIGTERM else {-number}  # 1: stopped in order
+    draw, stopped, resumed, finished = random.Random(0), 0, 0, 0
+    while stopped < times or finished == 0:
+        folder, result = tmp_path / f"run {finished}", tmp_path / f"model {finished}"
+        resumed += any(folder.glob("*/checkpoint.safetensors"))
+        process, told = start(folder, result), False
+        if stopped < times:
+            process.join(draw.uniform(0, took))
+            if told := process.is_alive():
+                os.kill(process.pid, number)
+        process.join()
+        if process.exitcode == 0:
+            found = load_file(result / "model.safetensors")
+            assert found.keys() == expected.keys()
+            assert all(torch.equal(found[name], value) for name, value in expected.items())
+            finished += 1
+        else:
+            assert told and process.exitcode in codes
+            stopped += 1
+    assert resumed >= times / 3  # not all were stopped before they had saved at all
