@@ -75,9 +75,9 @@ def parameters(run):
 
 
 def after(run):
-    """Give the records of the runs that a run reads: it comes when they are there."""
+    """Give what a run reads, files or the records of other runs: it comes when they are there."""
     names = SETTINGS["notebooks"][RUNS[run][0]].get("after", [])
-    return [f"{FOLDER}/{name}/metrics.json" for name in names]
+    return [name if "/" in name else f"{FOLDER}/{name}/metrics.json" for name in names]
 
 
 # Several GPUs on one machine: a run holds a free one by a lock. SLURM hands them out itself.

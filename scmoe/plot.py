@@ -100,7 +100,7 @@ def differences(panels: Mapping[str, pd.DataFrame], title: str) -> Figure:
         of the same index share a line.
     """
     names = list(dict.fromkeys(name for table in panels.values() for name in table.index))
-    height = 1.2 + 0.22 * len(names)
+    height = 1.6 + 0.19 * len(names)
     fig, axes = _panels(title, 1, len(panels), height=height, sharey=True)
     for ax, (words, table) in zip(axes, panels.items(), strict=True):
         rows = [len(names) - 1 - names.index(name) for name in table.index]
@@ -110,8 +110,9 @@ def differences(panels: Mapping[str, pd.DataFrame], title: str) -> Figure:
         ax.hlines(rows, table["low"], table["high"], colors=colours, lw=1.6)
         ax.scatter(table["difference"], rows, c=colours, s=26, zorder=3)
         reach = 1.15 * np.nanmax(table["difference"].abs(), initial=0.02)
-        ax.set(title=words, ylim=(-0.7, len(names) - 0.3), xlim=(-2 * reach, 2 * reach))
-        ax.set_yticks(range(len(names))[::-1], names, fontsize=9)
+        ax.set(title=fill(words, 16), ylim=(-0.7, len(names) - 0.3), xlim=(-2 * reach, 2 * reach))
+        ax.set_yticks(range(len(names))[::-1], names, fontsize=8)
+        ax.locator_params("x", nbins=3)
         ax.tick_params(axis="y", length=0)
     return fig
 

@@ -49,6 +49,7 @@ def load(run: Run) -> Found:
 
 def banner(found: Found) -> HTML:
     """Say which cells, folds and seeds the numbers are from: the stored ones, and the reader's."""
+    report.mark(None)  # sets are marked one by one
     told = []
     for what, records in (("Table of record", found.stored), ("Your own runs", found.own)):
         ours = records[records["method"].eq(contest.OURS) & records["protocol"].eq("strict")]

@@ -74,6 +74,30 @@ def test_nothing_changed_means_nothing_runs_and_new_code_means_all_runs(matrix):
 
 
 @pytest.mark.slow
+def test_a_run_that_reads_others_comes_last_and_again_when_they_change(matrix):
+    template = matrix / "notebooks" / "tiny.ipynb"
+    template.write_text(template.read_text().replace("failing = 1", "failing = None"))
+    shutil.copy(template, matrix / "notebooks" / "last.ipynb")
+    runs = yaml.safe_load((matrix / "runs.yml").read_text())
+    runs["profiles"]["quick"]["notebooks"]["last"] = {
+        "after": ["tiny-fold_0", "tiny-fold_1", "book/table.csv"]
+    }
+    (matrix / "runs.yml").write_text(yaml.safe_dump(runs))
+    (matrix / "book").mkdir()
+    (matrix / "book" / "table.csv").touch()
+    assert snakemake(matrix).returncode == 0
+    written = {
+        name: (matrix / "book" / "runs" / "quick" / name / "metrics.json").stat().st_mtime
+        for name in ("tiny-fold_0", "tiny-fold_1", "last")
+    }
+    assert max(written, key=written.get) == "last"
+    (matrix / "book" / "table.csv").write_text("changed")
+    left = snakemake(matrix, "--dry-run").stdout
+    assert "run=last" in left
+    assert "run=tiny" not in left
+
+
+@pytest.mark.slow
 def test_the_full_profile_covers_every_published_fold_and_all_methods():
     result = snakemake(ROOT, "--dry-run", "--printshellcmds", "--config", "profile=full")
     assert result.returncode == 0, result.stderr
