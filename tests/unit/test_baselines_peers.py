@@ -84,6 +84,13 @@ def test_a_peer_translates_without_reading_the_target(method, split):
     assert set(table["task"]) == {"unsupervised", "translation"}
 
 
+@installed("mofapy2")
+def test_one_fit_serves_both_tasks(split):
+    both = peers.MOFA().fit(split).for_task("unsupervised", split)
+    alone = peers.MOFA("unsupervised").fit(split)
+    pd.testing.assert_frame_equal(both.predict(split.test), alone.predict(split.test))
+
+
 @pytest.mark.slow
 @installed("muon")
 def test_weighted_nearest_neighbours_find_groups(split):

@@ -79,6 +79,15 @@ def test_the_comparison_reads_it_and_the_readers_runs(folder, table):
         assert "dyngen-100x60-s5" in report_compare.gains(found, rival).data
 
 
+def test_a_number_of_the_paper_appears_once_it_is_filled_in(table, tmp_path, monkeypatch):
+    assert report_compare.PAPER.read_text() == "set,task,metric,value\n"
+    filled = tmp_path / "paper.csv"
+    filled.write_text("set,task,metric,value\ndyngen-100x60-s5,supervised,accuracy,0.125\n")
+    monkeypatch.setattr(report_compare, "PAPER", filled)
+    where = {"records": str(tmp_path / "none"), "reference": str(table)}
+    assert "0.125" in report_compare.record(report_compare.load(Run("compare", extra=where))).data
+
+
 def test_without_any_records_the_comparison_says_so(tmp_path):
     where = {"records": str(tmp_path / "none"), "reference": str(tmp_path / "none.csv")}
     found = report_compare.load(Run("compare", extra=where))
