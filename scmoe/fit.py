@@ -236,41 +236,67 @@ def clip_gradients(network: Network, limit: float) -> None:
 def calibrate(network: Network, cells: Cells, supervised: bool) -> None:
     """Set how much the network adds to the linear path, on validation cells.
 
-    The logits' scale is the smallest, from 0 (the linear path alone) up, whose log-loss is within
-    one standard error (paired over cells) of the best: what the network adds has to be seen. The
-    scale of each translation is its least-squares value, kept between 0 and 1.
+    The logits' scale is 0 (the linear path alone) unless some scale up to 1 has a log-loss that is
+    lower than the linear path's at its best temperature by more than one standard error (paired
+    over cells); then it is the smallest within one such error of the best. So what the network adds
+    has to be seen, and has to be more than a change of confidence, which needs no network. The
+    scale of each translation is its least-squares value less one standard error over cells, kept
+    between 0 and 1. Clusters stay those
+    of the linear path: without labels nothing says that another partition is a better one.
     """
     linear = network.linear
+    if linear is not None and not supervised:
+        network.group_scale.zero_()
     if linear is None or not len(cells):
         return
     batches = list(cells.batches(EVAL_BATCH))
     if supervised:
-        scales = torch.linspace(0, 1.5, 31, device=cells.device)
-        rows = []
+        scales = torch.linspace(0, 1, 21, device=cells.device)
+        temperatures = torch.linspace(0.5, 2, 31, device=cells.device)
+        rows, tempered = [], []
         for b in batches:
             own = network.group_logits(network.encode(b.x, b.present))
-            logits = linear.group_logits(b.x, b.present)[None] + scales[:, None, None] * own
-            known = b.labels >= 0
-            picked = b.labels[known].expand(len(scales), -1)[..., None]
-            rows.append(-logits[:, known].log_softmax(2).gather(2, picked)[..., 0])
-        loss = torch.cat(rows, 1)  # (scales, cells)
-        excess = loss - loss[loss.mean(1).argmin()]
-        error = excess.std(1) / max(excess.shape[1], 1) ** 0.5
+            given = linear.group_logits(b.x, b.present)
+            rows.append(_log_losses(given[None] + scales[:, None, None] * own, b.labels))
+            tempered.append(_log_losses(temperatures[:, None, None] * given, b.labels))
+        loss, tempered = torch.cat(rows, 1), torch.cat(tempered, 1)  # (scales, cells)
+        best = loss[loss.mean(1).argmin()]
+        gain, error = _mean_and_error(tempered[tempered.mean(1).argmin()] - best)
+        network.group_scale.zero_()
         # one validation cell has no standard error: then nothing is seen, and nothing added
-        close = (excess.mean(1) <= error) | ~error.isfinite()
-        network.group_scale.copy_(scales[close.nonzero()[0, 0]])
+        if gain > error:
+            excess, error = _mean_and_error(loss - best)
+            network.group_scale.copy_(scales[(excess <= error).nonzero()[0, 0]])
     for i in range(len(network.n_features)):
         for j in range(len(network.n_features)):
             if i == j:
                 continue
-            dot = norm = 0.0
+            dots, norms = [], []
             for b in batches:
                 both = b.present[:, i] & b.present[:, j]
                 only = [v if k == j else None for k, v in enumerate(b.x)]
                 own = network.decode(network.encode(only, b.present, "alone"), i)[both, j]
                 left = b.x[i][both] - linear.translate(only, b.present, i)[both]
-                dot, norm = dot + (own * left).sum(), norm + own.square().sum()
-            network.pair_scale[i, j] = (dot / (norm + 1e-12)).clamp(0, 1)
+                dots.append((own * left).sum(1))
+                norms.append(own.square().sum(1))
+            dot, norm = torch.cat(dots), torch.cat(norms)
+            total = norm.sum() + 1e-12
+            scale = dot.sum() / total
+            error = (dot - scale * norm).square().sum().sqrt() / total
+            network.pair_scale[i, j] = (scale - error).clamp(0, 1)
+
+
+def _log_losses(logits: Tensor, labels: Tensor) -> Tensor:
+    """Log-loss of every labelled cell, ``(S, cells)`` from ``(S, B, C)``."""
+    known = labels >= 0
+    index = labels[known].expand(len(logits), -1)[..., None]
+    return -logits[:, known].log_softmax(2).gather(2, index)[..., 0]
+
+
+def _mean_and_error(differences: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean over the last axis, and its standard error."""
+    n = differences.shape[-1]
+    return differences.mean(-1), differences.std(-1) / max(n, 1) ** 0.5
 
 
 @contextmanager

@@ -93,7 +93,8 @@ class Step:
                 alone = self.network.encode(batch.x, batch.present, "alone")
             offset = residuals = None
             if linear is not None:
-                offset = linear.group_logits(batch.x, batch.present) if linear.has_groups else None
+                # clusters are the linear path's own: nothing is added to them, nothing compared
+                offset = linear.group_logits(batch.x, batch.present) if self.supervised else None
                 inputs = [linear.inputs(j, v) for j, v in enumerate(batch.x)]
                 residuals = self._residuals_from(
                     batch, lambda i, j, z=inputs: z[j] @ getattr(linear, f"pair_{i}_{j}")

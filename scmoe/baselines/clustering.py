@@ -6,23 +6,21 @@ cluster does not depend on which other cells come with it.
 
 from __future__ import annotations
 
-import random
 import warnings
 
 import anndata as ad
 import mudata as md
 import numpy as np
 import pandas as pd
-from scipy import sparse
 from sklearn import cluster
 from sklearn.neighbors import NearestNeighbors, kneighbors_graph
 
 from scmoe.baselines.base import Baseline, Components, require
 from scmoe.data import Split
+from scmoe.nn.clusters import communities
 
 N_COMPONENTS = 20
 N_NEIGHBORS = 15
-N_BISECTIONS = 25
 
 
 class _Clusters(Baseline):
@@ -129,39 +127,3 @@ class WNN(Leiden):
             weight = self.weights_[m][near.kneighbors(blocks[m], return_distance=False)].mean(1)
             total = total + weight[:, None] * self._votes(known, blocks[m])
         return total / total.sum(1, keepdims=True)
-
-
-def communities(graph: sparse.spmatrix, n_groups: int, seed: int) -> np.ndarray:
-    """Leiden communities of a weighted undirected graph, `n_groups` of them where that can be had.
-
-    Modularity's resolution is bisected. Should no resolution give the number, the nearest smaller
-    one is taken, and if there is none, all cells are one community.
-
-    Returns
-    -------
-    Community of each cell `(n_cells,)`, 0 the largest.
-    """
-    igraph = require("igraph", "Leiden")
-    upper = sparse.triu(graph, k=1).tocoo()
-    edges = np.c_[upper.row, upper.col].tolist()
-    network = igraph.Graph(n=graph.shape[0], edges=edges)
-    low, high, best = 1e-3, 20.0, np.zeros(graph.shape[0], int)
-    generator = random.Random(seed)
-    igraph.set_random_number_generator(generator)
-    try:
-        for _ in range(N_BISECTIONS):
-            resolution = (low * high) ** 0.5
-            generator.seed(seed)
-            found = network.community_leiden(
-                "modularity", weights=upper.data.tolist(), resolution=resolution, n_iterations=10
-            )
-            n_found, found = len(found), np.array(found.membership)
-            if best.max() + 1 < n_found <= n_groups:
-                best = found
-            if n_found == n_groups:
-                break
-            low, high = (resolution, high) if n_found < n_groups else (low, resolution)
-    finally:
-        igraph.set_random_number_generator(random)
-    order = np.argsort(-np.bincount(best), kind="stable")
-    return np.argsort(order)[best]

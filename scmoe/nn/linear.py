@@ -15,10 +15,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from scipy.sparse import issparse
-from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 from torch import Tensor, nn
 
+from scmoe.nn.clusters import find_clusters
 from scmoe.nn.heads import N_COMPONENTS, RARITY, TUNING_CELLS, fit_heads, fusion_weights
 from scmoe.nn.translation import (
     NEXT_TO_NOTHING,
@@ -213,7 +213,7 @@ def fit_linear_path(
     spread = [_spread(z[present[:, i]]) for i, z in enumerate(scores)]
     unit = [z[:, : max(N_COMPONENTS)] / s for z, s in zip(scores, spread, strict=True)]
     if labels is None:
-        groups = _clusters(unit, present, n_groups, seed)
+        groups = _clusters(unit, present, n_groups, fold, seed)
     else:
         groups = _supervised(unit, present, labels, n_groups, fold, seed)
     path = LinearPath(
@@ -322,12 +322,19 @@ def _supervised(scores, present, labels, n_groups, fold, seed) -> _Groups:
     return _Groups(weights, bias, subsets, fusion, logs.transpose(1, 0, 2))
 
 
-def _clusters(scores, present, n_groups, seed) -> _Groups:
-    """k-means on components, each modality scaled to unit total variance; as linear logits."""
+def _clusters(scores, present, n_groups, fold, seed) -> _Groups:
+    """Heads of clusters: for k-means the distances to its centres, else as if given as labels."""
     scores = [z[:, :EMBEDDED] for z in scores]
     blocks = [z / _spread(z[present[:, i]]) for i, z in enumerate(scores)]
+    some = np.sort(np.random.default_rng(seed).permutation(len(fold))[:TUNING_CELLS])
+    labels, centers = find_clusters(
+        [z[some] for z in blocks], present[some], n_groups, fold[some], seed
+    )
+    if centers is None:
+        few = [z[some] for z in scores]
+        found = _supervised(few, present[some], labels, n_groups, fold[some], seed)
+        return found._replace(logs=None)
     joint = np.hstack(blocks)
-    centers = KMeans(n_groups, n_init=20, random_state=seed).fit(joint).cluster_centers_
     distance = np.square(joint[:, None] - centers[None]).sum(2).min(1)
     width = distance.mean() / joint.shape[1] * 2  # variance of one coordinate, twice
     width = max(width, NEXT_TO_NOTHING)

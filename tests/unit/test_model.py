@@ -1,5 +1,6 @@
 """What the user holds: no leak, no drift, no surprise."""
 
+import copy
 import dataclasses
 import signal
 
@@ -9,6 +10,8 @@ import torch
 
 import scmoe
 from scmoe.data import DataError, split_mudata
+from scmoe.fit import calibrate
+from scmoe.nn.cells import Cells
 from tests.conftest import make_tiny
 
 CONFIG = scmoe.Config().replace(
@@ -161,6 +164,28 @@ def test_without_experts_the_linear_path_is_left(model, split):
     batch = cells.batch(torch.arange(len(cells)))
     expected = model.network_.linear.group_logits(batch.x, batch.present).softmax(1)
     assert np.allclose(linear.predict(split.test)[model.groups_], expected, atol=1e-6)
+
+
+def test_the_network_adds_only_what_validation_cells_confirm(model, split):
+    batch = model.tensors(split.val)
+    labels = model._numbers(split.val)
+    x, present = model._matrices(model.transform_.transform(split.val))
+    cells = Cells(x, present, labels, batch.device)
+    network, linear = copy.deepcopy(model.network_), model.network_.linear
+    # an opinion that only repeats the linear path changes confidence, which needs no network
+    network.group_logits = lambda encoded: linear.group_logits(
+        [torch.as_tensor(v.toarray() if hasattr(v, "toarray") else v) for v in x],
+        torch.as_tensor(present),
+    )
+    calibrate(network, cells, True)
+    assert network.group_scale == 0
+    network.linear.fusion.zero_()  # a linear path that knows nothing
+    truth = 3 * torch.nn.functional.one_hot(torch.as_tensor(labels), 3).float()
+    network.group_logits = lambda encoded: truth
+    calibrate(network, cells, True)
+    assert network.group_scale > 0
+    calibrate(network, cells, False)
+    assert network.group_scale == 0
 
 
 def test_a_run_cut_off_and_resumed_ends_with_the_same_weights(split, tmp_path, monkeypatch):
