@@ -307,3 +307,9 @@ def left_behind(run: Run, path) -> Markdown:
         f"Every number above, with parameters, versions and checksums, is in `{path}`; the model "
         f"({run.trained}) is in `{run.out_dir / 'model'}`. Time: {took}."
     )
+
+
+def provenance(path) -> Markdown:
+    """Say where a stored table of record comes from: the comment on top of its file."""
+    lines = [line[1:].strip() for line in path.read_text().splitlines() if line.startswith("#")]
+    return Markdown("*The table of record.* " + " ".join(lines))

@@ -1,0 +1,304 @@
+"""Does adding modalities set tasks against each other? Scores, and the tasks' gradients.
+
+A ladder adds one modality at a time to the same cells. On each rung the same questions are scored:
+the groups from all modalities present, and the translations between the first two. The network is
+the strict one without its linear path, which would hide it; decoder losses are averaged over pairs,
+so that their sum does not grow with their number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy import stats
+from torch import Tensor
+
+from scmoe import baselines
+from scmoe.config import Config
+from scmoe.data import Split, load, simulate_dyngen, split_mudata
+from scmoe.data.cells import keep
+from scmoe.metrics import COLUMNS, evaluate
+from scmoe.model import ScMoE
+from scmoe.nn import losses
+from scmoe.record import Run
+
+REFERENCE = Path(__file__).parents[1] / "book" / "reference_conflict.csv"
+LADDERS = {
+    "dyngen": ("mrna", "protein", "pre_mrna", "dna"),
+    "dyngen, hard": ("mrna", "protein", "pre_mrna", "dna"),
+    "patchseq": ("rna", "ephys", "morph"),
+    "dbitseq": ("rna", "protein", "niche"),
+}
+SPARSE, DENSE = "sparse experts", "dense, equal size"
+EARLY, LATE = "logistic regression (early fusion)", "logistic regression (late fusion)"
+STRICT = "scMoE, strict"
+METHODS = [SPARSE, DENSE, EARLY, LATE, STRICT]
+QUICK_EPOCHS = 10
+WATCHED = (1, 5, 10, 20, 40)  # epochs after which gradients are compared
+SAME_CELLS = 128  # training cells on which they are
+
+
+def split_of(ladder: str, seed: int, root=None, allow_standin: bool = True) -> Split:
+    """Cells of a ladder with all its modalities; another seed tests on other cells.
+
+    Simulated cells are those of another network for each seed; of Patch-seq it is another fold,
+    of DBiT-seq another held-out block of the tissue.
+    """
+    if ladder.startswith("dyngen"):
+        setting = "hard" if "hard" in ladder else "default"
+        cells = keep(simulate_dyngen(seed=seed, setting=setting), LADDERS[ladder])
+        split = split_mudata(cells, "label", seed=seed)
+        return replace(split, name=ladder, fold=seed, data_source="simulated")
+    fold = f"block-{seed % 5}" if ladder == "dbitseq" else seed % 10
+    return load(ladder, fold, seed, root, LADDERS[ladder], allow_standin)
+
+
+def rungs(split: Split) -> Iterator[Split]:
+    """The same cells with the first modality, the first two, and so on."""
+    for n in range(1, len(split.modalities) + 1):
+        names = split.modalities[:n]
+        parts = {part: keep(getattr(split, part), names) for part in ("train", "val", "test")}
+        yield replace(split, **parts)
+
+
+def networks(epochs: int | None = None) -> dict[str, Config]:
+    """The network alone: its experts sparse, or one that is as large as all of them together.
+
+    Small and trained briefly, so that a ladder takes a minute.
+    """
+    d, n_experts = 32, 8
+    sparse = Config().replace(
+        linear_path=False, refit=False, d=d, n_experts=n_experts, top_k=2, hidden=2 * d, lr=3e-3,
+        batch_size=64, epochs=epochs or 40, patience=10,
+    )  # fmt: skip
+    return {SPARSE: sparse, DENSE: sparse.replace(n_experts=1, top_k=1, hidden=2 * d * n_experts)}
+
+
+def climb(
+    ladder: str, seed: int, split: Split, epochs: int | None = None, strict: bool = True
+) -> pd.DataFrame:
+    """Score every method on every rung.
+
+    Parameters
+    ----------
+    epochs
+        Most epochs of a network (default: 40; the strict recipe its own).
+    strict
+        Score the strict recipe too, which takes most of the time.
+
+    Returns
+    -------
+    Records; besides scores, the metrics ``cosine ... @epoch`` of :func:`gradient_cosines`.
+    """
+    tables = []
+    for rung in rungs(split):
+        for method, config in networks(epochs).items():
+            model = Watched("supervised", config, seed).fit(rung, "cpu", progress=False)
+            scored = evaluate(model, rung.test).assign(method=method)
+            tables += [scored, model.cosines().assign(method=method)]
+        for method, fusion in ((EARLY, "early"), (LATE, "late")):
+            fitted = baselines.LogisticRegression(fusion, seed=seed).fit(rung)
+            tables.append(evaluate(fitted, rung.test).assign(method=method))
+        if strict:
+            model = ScMoE("supervised", seed=seed).fit(rung, "cpu", progress=False)
+            tables.append(evaluate(model, rung.test).assign(method=STRICT))
+    records = pd.concat(tables, ignore_index=True).assign(dataset=ladder, seed=seed)
+    first = split.modalities[:2]
+    same = records["target_modality"].isin(["", *first]) & records["source_modality"].isin(
+        ["", *first]
+    )
+    asked = records["metric"].isin(["accuracy", "balanced_accuracy", "r2"])
+    return records[same & (asked | records["metric"].str.startswith("cosine"))][COLUMNS]
+
+
+def measure(run: Run) -> pd.DataFrame:
+    """Climb what the profile asks for; a ladder and seed that was climbed already is read.
+
+    Quick: two rungs of DBiT-seq, few epochs. Full: all ladders, five seeds.
+    """
+    if run.profile == "quick":
+        split = split_of("dbitseq", run.seed, run.data_root, run.allow_standin)
+        run.split = split
+        two = list(rungs(split))[1]
+        return climb("dbitseq", run.seed, two, run.epochs or QUICK_EPOCHS, strict=False)
+    tables = []
+    for seed in range(5):
+        for ladder in LADDERS:
+            file = run.out_dir / f"{ladder.replace(', ', '-')}-{seed}.csv"
+            if not file.exists():
+                split = split_of(ladder, seed, run.data_root, run.allow_standin)
+                run.out_dir.mkdir(parents=True, exist_ok=True)
+                climb(ladder, seed, split, run.epochs).to_csv(file, index=False)
+            tables.append(pd.read_csv(file, keep_default_na=False))
+    return pd.concat(tables, ignore_index=True)
+
+
+def by_rung(records: pd.DataFrame) -> pd.DataFrame:
+    """Give one value per ladder, method, metric, number of modalities and seed.
+
+    Translations are averaged over the two that every rung from the second on has.
+    """
+    table = records.assign(n=records["modalities"].str.count(r"\+") + 1)
+    keys = ["dataset", "method", "metric", "n", "seed"]
+    return table.groupby(keys, sort=False)["value"].mean().reset_index()
+
+
+def interval(values) -> tuple[float, float, float]:
+    """Mean, and the ends of its 95 % interval by Student's t (NaN for a single value)."""
+    values = np.asarray(values, float)
+    mean, n = values.mean(), len(values)
+    if n < 2:
+        return mean, np.nan, np.nan
+    half = stats.t.ppf(0.975, n - 1) * values.std(ddof=1) / np.sqrt(n)
+    return mean, mean - half, mean + half
+
+
+def changes(table: pd.DataFrame) -> pd.DataFrame:
+    """Give what all further modalities change, paired by seed, with 95 % intervals.
+
+    Accuracy from one modality to all; R² of the same translations from two modalities to all.
+
+    Parameters
+    ----------
+    table
+        From `by_rung`.
+    """
+    rows = []
+    asked = table[table["metric"].isin(["accuracy", "r2"])]
+    for (ladder, metric, method), part in asked.groupby(
+        ["dataset", "metric", "method"], sort=False
+    ):
+        wide = part.pivot(index="seed", columns="n", values="value").dropna()
+        if wide.shape[1] > 1 and len(wide):
+            first, last = wide.iloc[:, 0], wide.iloc[:, -1]
+            rows.append((ladder, metric, method, first.mean(), last.mean(),
+                         *interval(last - first), len(wide)))  # fmt: skip
+    names = ["ladder", "metric", "method", "first", "all", "change", "low", "high", "seeds"]
+    return pd.DataFrame(rows, columns=names)
+
+
+def spared(table: pd.DataFrame) -> pd.DataFrame:
+    """Give how much more sparse experts gain from further modalities than the dense network.
+
+    Above 0: they are spared what the dense network loses. Paired by seed, with 95 % intervals.
+    """
+    rows = []
+    for metric in ("accuracy", "r2"):
+        part = table[(table["metric"] == metric) & table["method"].isin([SPARSE, DENSE])]
+        for ladder, of_ladder in part.groupby("dataset", sort=False):
+            wide = of_ladder.pivot(index="seed", columns=["method", "n"], values="value").dropna()
+            gain = {m: wide[m].iloc[:, -1] - wide[m].iloc[:, 0] for m in (SPARSE, DENSE)}
+            rows.append((ladder, metric, *interval(gain[SPARSE] - gain[DENSE]), len(wide)))
+    names = ["ladder", "metric", "sparse less dense", "low", "high", "seeds"]
+    return pd.DataFrame(rows, columns=names)
+
+
+def gradients(table: pd.DataFrame) -> pd.DataFrame:
+    """Give the cosines found while training: ladder, method, tasks, epoch, n, seed, value."""
+    found = table[table["metric"].str.startswith("cosine ")].copy()
+    named = found["metric"].str.extract(r"cosine (?P<tasks>.*) @(?P<epoch>\d+)")
+    return found.assign(tasks=named["tasks"], epoch=named["epoch"].astype(int))
+
+
+def read_reference() -> pd.DataFrame:
+    """Read the table of record: the full profile's records, kept with the book."""
+    table = pd.read_csv(REFERENCE, comment="#", keep_default_na=False)
+    return table.astype({"value": float})
+
+
+class Watched(ScMoE):
+    """Compares the gradients of its tasks while it is trained."""
+
+    def _train(self, stage, cells, val, schedule, watch=None, **options):
+        x, present, labels = cells
+        some = torch.randperm(len(present), generator=torch.Generator().manual_seed(self.seed))
+        some, self.found_, self.epoch_ = some[:SAME_CELLS], [], 0
+
+        def compare(network) -> float:
+            self.epoch_ += 1
+            if self.epoch_ in WATCHED:
+                values = [torch.as_tensor(m[some.numpy()]) for m in x]
+                shown = torch.as_tensor(present[some.numpy()])
+                truth = torch.as_tensor(labels[some.numpy()])
+                found = gradient_cosines(network, values, shown, truth)
+                self.found_.append(found.assign(epoch=self.epoch_))
+            return 0.0
+
+        return super()._train(stage, cells, val, schedule, compare, **options)
+
+    def cosines(self) -> pd.DataFrame:
+        """Records of what was found."""
+        found = pd.concat(self.found_)
+        if found.empty:  # one modality: one task
+            return pd.DataFrame(columns=COLUMNS)
+        metric = "cosine " + found["tasks"] + " @" + found["epoch"].astype(str)
+        table = pd.DataFrame({"metric": metric, "value": found["cosine"]})
+        described = table.assign(
+            **self.info_, method=self.method, task="gradients", target_modality="",
+            source_modality="", modalities="+".join(self.modalities_),
+        )  # fmt: skip
+        return described[COLUMNS]
+
+
+def gradient_cosines(network, x: list[Tensor], present: Tensor, labels: Tensor) -> pd.DataFrame:
+    """Compare the gradients of the tasks on what they share, the transformer's layers.
+
+    Parameters
+    ----------
+    x, present, labels
+        A batch, as :class:`scmoe.nn.cells.Batch` has it; dropout and the router's noise are off.
+
+    Returns
+    -------
+    Mean cosine (column ``cosine``) of tasks: ``groups, translations`` (the sum over all pairs of
+    modalities) and ``pairs`` (every two translations, a pair of modalities each). Tasks that are
+    not there, with one modality, have no row.
+    """
+    network.eval()
+    with torch.enable_grad():
+        joint, alone = network.encode_both(x, present, present)
+        groups = losses.cross_entropy(network.group_logits(joint), labels)
+        pairs = {}
+        for i, true in enumerate(x):
+            decoded = network.decode(alone, i)
+            for j in range(len(x)):
+                if i != j:
+                    both = present[:, i] & present[:, j]
+                    pairs[i, j] = losses.masked_mse(decoded[:, j], true, both)
+        if not pairs:
+            return pd.DataFrame({"tasks": [], "cosine": []})
+        shared = list(network.layers.parameters())
+        whole = cosines({"groups": groups, "all": sum(pairs.values())}, shared)
+        each = cosines({str(pair): loss for pair, loss in pairs.items()}, shared)
+    return pd.DataFrame(
+        {
+            "tasks": ["groups, translations", "pairs"],
+            "cosine": [whole["cosine"].mean(), each["cosine"].mean()],
+        }
+    )
+
+
+def cosines(tasks: Mapping[str, Tensor], parameters: list[Tensor]) -> pd.DataFrame:
+    """Cosine between the gradients of every two losses, one row each.
+
+    A parameter that a loss does not reach counts as a gradient of 0.
+    """
+    gradients = {}
+    for name, loss in tasks.items():
+        found = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+        flat = [
+            (torch.zeros_like(p) if g is None else g).flatten()
+            for p, g in zip(parameters, found, strict=True)
+        ]
+        gradients[name] = torch.cat(flat)
+    rows = [
+        (a, b, float(torch.cosine_similarity(gradients[a], gradients[b], dim=0)))
+        for a, b in combinations(gradients, 2)
+    ]
+    return pd.DataFrame(rows, columns=["first", "second", "cosine"])

@@ -1,0 +1,261 @@
+"""What each leak of the published protocol is worth: the same trained model, scored many ways.
+
+A training is one setting of the ``paper`` preset; a scoring switches one leak of the published
+scoring off. Records carry both, and the epoch, in the method's name: ``training | scoring |
+epoch``.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from scmoe import paper
+from scmoe.baselines import CoordinateNeighbours
+from scmoe.config import Config, preset
+from scmoe.data import Split, load
+from scmoe.metrics import COLUMNS, evaluate
+from scmoe.model import ScMoE
+from scmoe.record import Run
+
+BOOK = Path(__file__).parents[1] / "book"
+PUBLISHED, VALIDATION = "published", "validation cells held out"
+SOFTMAX, LOGITS, BLOCKS = "supervised", "supervised, on logits", "supervised, held-out block"
+AS_PUBLISHED, COORDINATES = "as published", "coordinates alone"
+LAST, TEST_CHOSEN, VALIDATION_CHOSEN = "last", "test-chosen", "validation-chosen"
+SCORINGS = {  # one leak off at a time, then all that scoring can switch off
+    AS_PUBLISHED: {},
+    "target zeroed": {"reading": "target zeroed"},
+    "others zeroed": {"reading": "others zeroed"},
+    "others masked": {"reading": "alone"},
+    "scaled by training cells": {"own_scaling": False},
+    "test cells only": {"score_training_cells": False},
+    "all of these": {"reading": "alone", "own_scaling": False, "score_training_cells": False},
+}
+FOLDS = {"patchseq": 9}  # the published code's; the first elsewhere
+EPOCHS = {VALIDATION: 100, SOFTMAX: 60, LOGITS: 60, BLOCKS: 60}  # the preset's own otherwise
+QUICK_EPOCHS = 20
+METRICS = ["accuracy", "ari", "nmi", "r2", "training_loss"]
+
+
+@dataclass(frozen=True)
+class Training:
+    """One model to train."""
+
+    name: str
+    dataset: str
+    seed: int
+    epochs: int | None = None
+
+    @property
+    def task(self) -> str:
+        """Groups are learned, or found."""
+        return "supervised" if self.name in (SOFTMAX, LOGITS, BLOCKS) else "unsupervised"
+
+    @property
+    def fold(self) -> int | str:
+        """The published code's fold, or a fifth of the tissue for each seed."""
+        return f"block-{self.seed % 5}" if self.name == BLOCKS else FOLDS.get(self.dataset, 0)
+
+    @property
+    def config(self) -> Config:
+        """The paper preset, with what this training changes."""
+        config = preset(self.dataset, "paper")
+        config = config.replace(epochs=self.epochs or EPOCHS.get(self.name, config.train.epochs))
+        if self.name == VALIDATION:  # the epoch with the least loss is kept beside the test-chosen
+            config = config.replace(hold_out=True, refit=False, patience=config.train.epochs)
+        if self.task == "supervised":
+            config = config.replace(test_chooses_epoch=False)
+        return config.replace(ce_on_softmax=False) if self.name == LOGITS else config
+
+
+def measure(run: Run) -> pd.DataFrame:
+    """Train and score everything the profile asks for; what is trained already is loaded.
+
+    Quick: one seed and a few epochs on DBiT-seq. Full: five seeds; Patch-seq as published only.
+    """
+    if run.profile == "quick":
+        epochs = run.epochs or QUICK_EPOCHS
+        names = (PUBLISHED, VALIDATION, SOFTMAX, LOGITS, BLOCKS)
+        trainings = [Training(name, "dbitseq", run.seed, epochs) for name in names]
+    else:
+        names = (PUBLISHED, SOFTMAX, LOGITS, BLOCKS, VALIDATION)
+        trainings = [Training(name, "dbitseq", s, run.epochs) for name in names for s in range(5)]
+        trainings += [Training(PUBLISHED, "patchseq", s, run.epochs) for s in range(5)]
+    return pd.concat([_measured(run, training) for training in trainings], ignore_index=True)
+
+
+def _measured(run: Run, training: Training) -> pd.DataFrame:
+    split = load(training.dataset, training.fold, training.seed, run.data_root, None,
+                 run.allow_standin)  # fmt: skip
+    folder = run.out_dir / f"{training.dataset}-{training.name}-{training.seed}".replace(" ", "_")
+    part = replace(run, dataset=training.dataset, task=training.task, protocol="paper",
+                   fold=training.fold, seed=training.seed, out_dir=folder)  # fmt: skip
+    model = part.fit(ScMoE(training.task, training.config, training.seed), split, progress=False)
+    return score(training, model, split)
+
+
+def score(training: Training, model, split: Split) -> pd.DataFrame:
+    """Score a trained model in every way that its training is for."""
+    tables, published = [], dict(SCORINGS)
+    if not model.config.train.score_training_cells:
+        published.pop("test cells only")
+    if training.name == PUBLISHED:
+        tables += [_scored(training, model, split, name, LAST) for name in published]
+        chosen = (AS_PUBLISHED, "target zeroed", "others zeroed")
+        tables += [_scored(training, model, split, name, TEST_CHOSEN) for name in chosen]
+    elif training.name == VALIDATION:
+        tables.append(_scored(training, model, split, AS_PUBLISHED, VALIDATION_CHOSEN))
+        tables.append(_scored(training, model, split, AS_PUBLISHED, TEST_CHOSEN))
+        last = tables[0].query("metric == 'ari'").assign(value=model.history_["watched"].iloc[-1])
+        tables.append(last.assign(method=_method(training.name, AS_PUBLISHED, LAST)))
+    else:
+        tables.append(_scored(training, model, split, AS_PUBLISHED, LAST))
+        loss = tables[0].iloc[:1].assign(metric="training_loss")
+        tables.append(loss.assign(value=model.history_["group"].iloc[-1]))
+        if "spatial" in split.test.obsm and training.name != LOGITS:
+            neighbours = CoordinateNeighbours(seed=training.seed).fit(split)
+            method = _method(training.name, COORDINATES, LAST)
+            tables.append(evaluate(neighbours, split.test).assign(method=method, protocol="paper"))
+    records = pd.concat(tables, ignore_index=True)
+    return records[records["metric"].isin(METRICS)][COLUMNS]
+
+
+def _scored(training, model, split, scoring, epoch) -> pd.DataFrame:
+    return paper.score_once(
+        model, split, _method(training.name, scoring, epoch), epoch == TEST_CHOSEN,
+        r2_upper_pairs_only=False, **SCORINGS[scoring],
+    )  # fmt: skip
+
+
+def _method(training: str, scoring: str, epoch: str) -> str:
+    return " | ".join([training, scoring, epoch])
+
+
+def tidy(records: pd.DataFrame) -> pd.DataFrame:
+    """Give one value per training, scoring, epoch, seed and metric.
+
+    R² becomes ``r2``, the mean over all ordered pairs, and ``r2_off_diag``, the published code's,
+    over the pairs whose target comes before their source.
+    """
+    parts = records["method"].str.split(" | ", regex=False, expand=True)
+    table = records.assign(training=parts[0], scoring=parts[1], epoch=parts[2])
+    order = table["modalities"].str.split("+")
+    rank = [
+        (names.index(t), names.index(s)) if t in names and s in names else (0, 0)
+        for names, t, s in zip(
+            order, table["target_modality"], table["source_modality"], strict=True
+        )
+    ]
+    upper = table[np.array([t < s for t, s in rank], bool)].assign(metric="r2_off_diag")
+    keys = ["dataset", "training", "scoring", "epoch", "metric", "seed"]
+    both = pd.concat([table, upper]).groupby(keys, sort=False)["value"].mean()
+    return both.reset_index()
+
+
+def spread(table: pd.DataFrame, **chosen) -> pd.Series:
+    """Mean, standard deviation over seeds (NaN for one) and number of some rows of `tidy`."""
+    rows = table[np.logical_and.reduce([table[k] == v for k, v in chosen.items()])]
+    return rows["value"].agg(["mean", "std", "count"])
+
+
+def beside_published_code(table: pd.DataFrame) -> pd.DataFrame:
+    """Set ours beside what the published code scored, where both were measured.
+
+    Returns
+    -------
+    One row each; ``agrees``: the means differ by no more than twice the standard error of their
+    difference, from the larger of the two spreads over seeds; None where neither has a spread.
+    """
+    theirs = pd.read_csv(BOOK / "published_code.csv", comment="#")
+    rows = []
+    for row in theirs.itertuples():
+        ours = spread(table, dataset=row.dataset, training=PUBLISHED, scoring=row.reading,
+                      epoch=row.epoch, metric=row.metric)  # fmt: skip
+        if not ours["count"]:
+            continue
+        sd = np.nanmax([row.sd, ours["std"], 0])
+        error = sd * math.sqrt(1 / row.n + 1 / ours["count"])
+        agrees = None if not sd else bool(abs(ours["mean"] - row.mean) <= 2 * error)
+        rows.append((row.dataset, row.metric, row.epoch, row.reading, ours["mean"], ours["std"],
+                     int(ours["count"]), row.mean, row.sd, row.n, agrees))  # fmt: skip
+    names = ["dataset", "metric", "epoch", "reading", "ours", "sd", "seeds", "published code",
+             "its sd", "its seeds", "agrees"]  # fmt: skip
+    return pd.DataFrame(rows, columns=names)
+
+
+def sizes(table: pd.DataFrame, dataset: str) -> pd.DataFrame:
+    """Give, leak by leak, a score with the leak and without it, paired by seed."""
+    base = {"training": PUBLISHED, "scoring": AS_PUBLISHED, "epoch": LAST}
+    held = {"training": VALIDATION, "scoring": AS_PUBLISHED, "epoch": TEST_CHOSEN}
+    softmax = {"training": SOFTMAX, "scoring": AS_PUBLISHED, "epoch": LAST}
+    leaks = [
+        ("target read → zeroed", "r2", base, base | {"scoring": "target zeroed"}),
+        ("target read → source alone", "r2", base, base | {"scoring": "others masked"}),
+        ("pairs i < j → all pairs", "r2_off_diag", base, base | {"metric": "r2"}),
+        ("own scaling → training cells'", "r2", base,
+         base | {"scoring": "scaled by training cells"}),
+        ("own scaling → training cells'", "ari", base,
+         base | {"scoring": "scaled by training cells"}),
+        ("training and test cells → test", "ari", base, base | {"scoring": "test cells only"}),
+        ("training and test cells → test", "r2", base, base | {"scoring": "test cells only"}),
+        ("all of the above", "r2_off_diag", base,
+         base | {"scoring": "all of these", "metric": "r2"}),
+        ("epoch: by test → by validation cells", "ari", held, held | {"epoch": VALIDATION_CHOSEN}),
+        ("random pixels → held-out block", "accuracy", softmax, softmax | {"training": BLOCKS}),
+        ("the same, coordinates alone", "accuracy", softmax | {"scoring": COORDINATES},
+         softmax | {"training": BLOCKS, "scoring": COORDINATES}),
+        ("cross-entropy on softmax → on logits", "accuracy", softmax,
+         softmax | {"training": LOGITS}),
+    ]  # fmt: skip
+    rows = []
+    for name, metric, leaky, honest in leaks:
+        pair = [
+            _by_seed(table, {"dataset": dataset, "metric": metric} | c) for c in (leaky, honest)
+        ]
+        both = pd.concat(pair, axis=1, keys=["with", "without"]).dropna()
+        if len(both):
+            change = both["without"] - both["with"]
+            values = (both["with"].mean(), both["without"].mean(), change.mean(), change.std())
+            rows.append((name, metric, *values, len(both)))
+    names = ["leak", "metric", "with it", "without", "change", "sd of change", "seeds"]
+    return pd.DataFrame(rows, columns=names)
+
+
+def _by_seed(table, chosen) -> pd.Series:
+    rows = table[np.logical_and.reduce([table[k] == v for k, v in chosen.items()])]
+    return rows.set_index("seed")["value"]
+
+
+def grid(records: pd.DataFrame, dataset: str, scoring: str) -> pd.DataFrame:
+    """Give R² of every ordered pair, target × source, mean over seeds, of one scoring."""
+    rows = records[
+        (records["dataset"] == dataset)
+        & (records["metric"] == "r2")
+        & (records["method"] == _method(PUBLISHED, scoring, LAST))
+    ]
+    names = rows["modalities"].iloc[0].split("+")
+    wide = rows.pivot_table(index="target_modality", columns="source_modality", values="value")
+    return wide.reindex(index=names, columns=names).rename_axis(index=None, columns=None)
+
+
+def floor(n_groups: int) -> float:
+    """Least cross-entropy of softmax outputs: ``log(1 + (C - 1) / e)``."""
+    return math.log(1 + (n_groups - 1) / math.e)
+
+
+def read_reference() -> pd.DataFrame:
+    """Read the table of record: the full profile's records, kept with the book."""
+    return pd.read_csv(BOOK / "reference_leaks.csv", comment="#", keep_default_na=False).astype(
+        {"value": float}
+    )
+
+
+def write_reference(records: pd.DataFrame, path: Path, note: str) -> None:
+    """Write records as a table of record, with where they come from in its first lines."""
+    lines = "".join(f"# {line}\n" for line in note.splitlines())
+    path.write_text(lines + records[COLUMNS].to_csv(index=False, float_format="%.5g"))

@@ -1,0 +1,171 @@
+"""What the page on optimization conflict shows and says, worded from the records."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from IPython.display import HTML, Markdown
+from matplotlib.figure import Figure
+
+from scmoe import conflict, plot, report
+from scmoe.colours import FAINT, title_of
+
+COLOURS = {
+    conflict.SPARSE: "#332288", conflict.DENSE: "#CC6677", conflict.EARLY: "#DDAA33",
+    conflict.LATE: "#999933", conflict.STRICT: "#117733",
+}  # fmt: skip
+LADDERS = {
+    "dyngen": "Dyngen", "dyngen, hard": "Dyngen, hard", "patchseq": "Patch-seq",
+    "dbitseq": "DBiT-seq, blocks",
+}  # fmt: skip
+NAMES = {"accuracy": "accuracy", "r2": "R²"}
+
+
+def takeaway(table: pd.DataFrame) -> Markdown:
+    """Word the answer: who loses by adding modalities, and whether sparse experts are spared."""
+    found = conflict.changes(table)
+    n = found["seeds"].min()
+    said = [
+        f"With all modalities instead of one, over {n} seeds at the least, accuracy "
+        + "; ".join(_tally(found, method, "accuracy") for method in _present(found, "accuracy"))
+        + ". R² of the same translations, with all modalities instead of two, "
+        + "; ".join(_tally(found, m, "r2") for m in (conflict.SPARSE, conflict.DENSE))
+        + "."
+    ]
+    spared = conflict.spared(table)
+    clear = spared[spared["low"] > 0]
+    worse = spared[spared["high"] < 0]
+    dense = found[(found["method"] == conflict.DENSE) & (found["high"] < 0)]
+    saved = clear.merge(dense, on=["ladder", "metric"])
+    said.append(
+        f"Sparse experts gain clearly more from further modalities than a dense network of equal "
+        f"size in {len(clear)} of {len(spared)} comparisons and clearly less in {len(worse)}: "
+        + (
+            "the claim that they avoid the conflict holds for " + _listed(saved)
+            if len(saved)
+            else "the claim that they avoid a conflict of dense networks is not borne out here"
+        )
+        + "."
+    )
+    linear = found[found["method"].isin([conflict.EARLY, conflict.LATE]) & (found["high"] < 0)]
+    if len(linear):
+        said.append(
+            f"Logistic regression, which has no experts and one task, loses too ({_listed(linear)})"
+            ": adding modalities can hurt any method."
+        )
+    return Markdown("**Takeaway.** " + " ".join(said))
+
+
+def _tally(found, method, metric) -> str:
+    part = found[(found["method"] == method) & (found["metric"] == metric)]
+    down, up = (part["high"] < 0).sum(), (part["low"] > 0).sum()
+    return f"of {method} clearly falls on {down} and rises on {up} of {len(part)} ladders"
+
+
+def _present(found, metric):
+    there = set(found[found["metric"] == metric]["method"])
+    return [method for method in conflict.METHODS if method in there]
+
+
+def _listed(rows) -> str:
+    pairs = rows["ladder"].map(LADDERS) + ", " + rows["metric"].map(NAMES)
+    return "; ".join(dict.fromkeys(pairs))
+
+
+def climbing(table: pd.DataFrame, metric: str, title: str) -> Figure:
+    """Draw a metric by number of modalities, one panel a ladder, with 95 % intervals."""
+    part = table[table["metric"] == metric]
+    ladders = [name for name in LADDERS if name in set(part["dataset"])]
+    n_columns = min(2, len(ladders))
+    n_rows = -(-len(ladders) // n_columns)
+    fig = Figure(figsize=(plot.WIDTH, 0.9 + 2.4 * n_rows), layout="constrained")
+    axes = fig.subplots(n_rows, n_columns, squeeze=False).ravel()
+    fig.suptitle(title)
+    for ax, ladder in zip(axes, ladders, strict=False):
+        for shift, method in enumerate(conflict.METHODS):
+            rows = part[(part["dataset"] == ladder) & (part["method"] == method)]
+            if rows.empty:
+                continue
+            values = rows.groupby("n")["value"].agg(lambda v: conflict.interval(v))
+            mean, low, high = np.array(values.tolist(), float).T
+            x = values.index + 0.06 * (shift - 2)
+            error = np.nan_to_num([mean - low, high - mean])
+            ax.errorbar(x, mean, error, fmt=f"{plot.MARKERS[shift]}-", ms=5, lw=1.2, elinewidth=0.8,
+                        color=COLOURS[method], label=method)  # fmt: skip
+        names = conflict.LADDERS[ladder]
+        words = [title_of(names[0]), *(f"+ {title_of(name)}" for name in names[1:])]
+        ax.set_xticks(np.arange(len(names)) + 1, words, fontsize=9)
+        ax.set(title=LADDERS[ladder], ylabel=NAMES[metric], xlim=(0.7, len(names) + 0.3))
+    handles = {}
+    for ax in axes:
+        handles |= dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
+    fig.legend(handles.values(), handles, loc="outside lower center", ncols=2, fontsize=9)
+    return fig
+
+
+def changes(table: pd.DataFrame, caption: str) -> HTML:
+    """Show what all further modalities change, by ladder and method."""
+    found = conflict.changes(table)
+    found = found.assign(ladder=found["ladder"].map(LADDERS), metric=found["metric"].map(NAMES))
+    return report.table(found.set_index(["ladder", "metric", "method"]), caption)
+
+
+def spared(table: pd.DataFrame, caption: str) -> HTML:
+    """Show how much more sparse experts gain than the dense network."""
+    found = conflict.spared(table)
+    found = found.assign(ladder=found["ladder"].map(LADDERS), metric=found["metric"].map(NAMES))
+    return report.table(found.set_index(["ladder", "metric"]), caption)
+
+
+def gradients(table: pd.DataFrame, title: str) -> Figure:
+    """Draw the cosine of the tasks' gradients along training, sparse and dense."""
+    found = conflict.gradients(table)
+    ladders = [name for name in LADDERS if name in set(found["dataset"])]
+    kinds = ["groups, translations", "pairs"]
+    fig = Figure(figsize=(plot.WIDTH, 0.9 + 1.9 * len(ladders)), layout="constrained")
+    axes = fig.subplots(len(ladders), 2, squeeze=False, sharex=True, sharey=True)
+    fig.suptitle(title)
+    for row, ladder in zip(axes, ladders, strict=True):
+        for ax, tasks in zip(row, kinds, strict=True):
+            part = found[(found["dataset"] == ladder) & (found["tasks"] == tasks)]
+            for method, line in ((conflict.SPARSE, "-"), (conflict.DENSE, "--")):
+                for n, style in zip((part["n"].min(), part["n"].max()), ("o", "s"), strict=True):
+                    rows = part[(part["method"] == method) & (part["n"] == n)]
+                    mean = rows.groupby("epoch")["value"].mean()
+                    ax.plot(mean.index, mean, line, marker=style, ms=4, color=COLOURS[method],
+                            label=f"{method}, {n} modalities")  # fmt: skip
+            ax.axhline(0, color=FAINT, lw=0.8, ls=":")
+            ax.set_title(f"{LADDERS[ladder]}: {tasks}", fontsize=10)
+        row[0].set_ylabel("cosine")
+    for ax in axes[-1]:
+        ax.set_xlabel("epoch")
+    labels = dict(zip(*reversed(axes[0, 0].get_legend_handles_labels()), strict=True))
+    fig.legend(labels.values(), labels, loc="outside lower center", ncols=2, fontsize=9)
+    return fig
+
+
+def about_gradients(table: pd.DataFrame) -> Markdown:
+    """Say how the tasks' gradients lie to each other, and whether sparsity turns them."""
+    found = conflict.gradients(table)
+    per_run = found.groupby(["tasks", "method", "dataset", "n", "seed"])["value"].mean()
+    said = []
+    for tasks, words in (("groups, translations", "the group loss and the translations"),
+                         ("pairs", "two translations")):  # fmt: skip
+        both = per_run[tasks].unstack("method")
+        mean = {m: both[m].mean() for m in (conflict.SPARSE, conflict.DENSE)}
+        diff, low, high = conflict.interval(
+            (both[conflict.SPARSE] - both[conflict.DENSE]).groupby("seed").mean()
+        )
+        negative = (found[found["tasks"] == tasks]["value"] < 0).mean()
+        said.append(
+            f"Gradients of {words} have a mean cosine of {mean[conflict.SPARSE]:.3f} with sparse "
+            f"experts and {mean[conflict.DENSE]:.3f} with a dense network (difference {diff:+.3f}"
+            + (f", 95 % interval {low:+.3f} to {high:+.3f}" if np.isfinite(low) else "")
+            + f"); it is negative in {negative:.0%} of the comparisons."
+        )
+    return Markdown(" ".join(said))
+
+
+def origin() -> Markdown:
+    """Say where the table of record comes from: the first lines of its file."""
+    return report.provenance(conflict.REFERENCE)
