@@ -5,8 +5,9 @@ translation, its target and source. Methods are compared on the same folds and s
 
 Seeds of one fold share their test cells, so they are averaged first, and folds are what is
 repeated. Folds share most of their training cells, so intervals and p-values use the variance that
-Nadeau and Bengio (2003) correct for that: times 1/k + 1/(k - 1) instead of 1/k, for k folds. Where
-there are fewer than three folds seeds are what is repeated, and nothing is said of other cells.
+Nadeau and Bengio (2003) correct for that: times 1/n + 1/(k - 1) instead of 1/n, for n folds run of
+the k that there are. With fewer than three folds, seeds are what is repeated, and nothing is said
+of other cells.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 from scipy import stats
+
+from scmoe.data import DATASETS
 
 ENTRY = ["set", "task", "metric", "target_modality", "source_modality"]
 UNIT = ["fold", "seed"]
@@ -91,8 +94,14 @@ def differences(table: pd.DataFrame, rivals: str | Sequence[str], ours: str = OU
     return both.merge(best[[*ENTRY, "rival"]], on=[*ENTRY, "rival"])
 
 
-def paired(difference: pd.Series) -> dict[str, float]:
-    """Summarise differences, indexed by fold and seed.
+def folds_of(name: str) -> int:
+    """Give into how many folds a set is cut."""
+    known = DATASETS.get(name.split("-")[0])
+    return len(known.folds) if known else 5  # five, too, of blocks
+
+
+def paired(difference: pd.Series, k: int = 5) -> dict[str, float]:
+    """Summarise differences, indexed by fold and seed, of cells that are cut into `k` folds.
 
     Returns
     -------
@@ -106,7 +115,7 @@ def paired(difference: pd.Series) -> dict[str, float]:
     units = units if folds else difference
     n, mean = len(units), float(units.mean())
     spread = float(units.std()) if n > 1 else np.nan
-    wide = spread * np.sqrt(1 / n + (1 / (n - 1) if folds else 0))
+    wide = spread * np.sqrt(1 / n + (1 / (k - 1) if folds else 0))
     half = stats.t.ppf(0.975, n - 1) * wide if n > 1 else np.nan
     p = 2 * stats.t.sf(abs(mean) / wide, n - 1) if n > 1 and wide > 0 else np.nan
     low, high = mean - half, mean + half
@@ -122,7 +131,8 @@ def by_entry(found: pd.DataFrame) -> pd.DataFrame:
     for key, part in found.groupby(ENTRY, sort=False):
         row = dict(zip(ENTRY, key, strict=True)) | {"ours": part["ours"].mean()}
         row |= {"rival": part["rival"].iloc[0], "theirs": part["theirs"].mean()}
-        rows.append(row | paired(part.set_index(UNIT)["difference"]))
+        k = folds_of(row["set"])
+        rows.append(row | paired(part.set_index(UNIT)["difference"], k))
     numbers = ["ours", "rival", "theirs", "difference", "se", "low", "high", "p", "n"]
     table = pd.DataFrame(rows, columns=[*ENTRY, *numbers])
     table["p_holm"] = holm(table["p"].to_numpy(float))
@@ -130,13 +140,13 @@ def by_entry(found: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def by_group(found: pd.DataFrame, columns: Sequence[str] = ("set", "task")) -> pd.DataFrame:
+def by_group(found: pd.DataFrame) -> pd.DataFrame:
     """Average entries of the same set and task within folds and seeds, and summarise that."""
     rows = []
-    for key, part in found.groupby(list(columns), sort=False):
+    for (name, task), part in found.groupby(["set", "task"], sort=False):
         mean = part.groupby(UNIT)["difference"].mean()
-        rows.append(dict(zip(columns, key, strict=True)) | paired(mean))
-    return pd.DataFrame(rows, columns=[*columns, "difference", "se", "low", "high", "p", "n"])
+        rows.append({"set": name, "task": task} | paired(mean, folds_of(name)))
+    return pd.DataFrame(rows, columns=["set", "task", "difference", "se", "low", "high", "p", "n"])
 
 
 def overall(entries: pd.DataFrame, seed: int = 0) -> dict[str, float]:

@@ -35,6 +35,16 @@ def test_seeds_are_averaged_and_folds_are_what_is_repeated():
     assert found["p"] == pytest.approx(2 * stats.t.sf(means.mean() / corrected, 4))
 
 
+def test_the_correction_is_for_as_many_folds_as_the_set_has():
+    names = ["patchseq", "dbitseq blocks", "dyngen-cycle-hard", "my own"]
+    assert [contest.folds_of(name) for name in names] == [10, 5, 5, 5]
+    difference = pd.Series(grid(lambda f, s: 0.01 * f, folds=3))
+    difference.index.names = ["fold", "seed"]
+    wide, narrow = contest.paired(difference, 5), contest.paired(difference, 10)
+    ratio = (wide["high"] - wide["low"]) / (narrow["high"] - narrow["low"])
+    assert ratio == pytest.approx(np.sqrt((1 / 3 + 1 / 4) / (1 / 3 + 1 / 9)))
+
+
 def test_one_fold_repeats_seeds_without_a_correction():
     difference = pd.Series({(0, 0): 0.1, (0, 1): 0.2, (0, 2): 0.3})
     difference.index.names = ["fold", "seed"]
