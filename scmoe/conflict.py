@@ -26,6 +26,7 @@ from scmoe.data.cells import keep
 from scmoe.metrics import COLUMNS, evaluate
 from scmoe.model import ScMoE
 from scmoe.nn import losses
+from scmoe.nn.cells import Cells
 from scmoe.record import Run
 
 REFERENCE = Path(__file__).parents[1] / "book" / "reference_conflict.csv"
@@ -108,7 +109,8 @@ def climb(
         if strict:
             model = ScMoE("supervised", seed=seed).fit(rung, "cpu", progress=False)
             tables.append(evaluate(model, rung.test).assign(method=STRICT))
-    records = pd.concat(tables, ignore_index=True).assign(dataset=ladder, seed=seed)
+    records = pd.concat([t for t in tables if len(t)], ignore_index=True)
+    records = records.assign(dataset=ladder, seed=seed)
     first = split.modalities[:2]
     same = records["target_modality"].isin(["", *first]) & records["source_modality"].isin(
         ["", *first]
@@ -218,15 +220,13 @@ class Watched(ScMoE):
     def _train(self, stage, cells, val, schedule, watch=None, **options):
         x, present, labels = cells
         some = torch.randperm(len(present), generator=torch.Generator().manual_seed(self.seed))
-        some, self.found_, self.epoch_ = some[:SAME_CELLS], [], 0
+        batch = Cells(x, present, labels, options["device"]).batch(some[:SAME_CELLS])
+        self.found_, self.epoch_ = [], 0
 
         def compare(network) -> float:
             self.epoch_ += 1
             if self.epoch_ in WATCHED:
-                values = [torch.as_tensor(m[some.numpy()]) for m in x]
-                shown = torch.as_tensor(present[some.numpy()])
-                truth = torch.as_tensor(labels[some.numpy()])
-                found = gradient_cosines(network, values, shown, truth)
+                found = gradient_cosines(network, *batch)
                 self.found_.append(found.assign(epoch=self.epoch_))
             return 0.0
 

@@ -24,13 +24,11 @@ NAMES = {"accuracy": "accuracy", "r2": "R²"}
 def takeaway(table: pd.DataFrame) -> Markdown:
     """Word the answer: who loses by adding modalities, and whether sparse experts are spared."""
     found = conflict.changes(table)
-    n = found["seeds"].min()
+    if found["low"].isna().all():
+        return Markdown("**Takeaway.** One seed has no spread: nothing can be said from it.")
     said = [
-        f"With all modalities instead of one, over {n} seeds at the least, accuracy "
-        + "; ".join(_tally(found, method, "accuracy") for method in _present(found, "accuracy"))
-        + ". R² of the same translations, with all modalities instead of two, "
-        + "; ".join(_tally(found, m, "r2") for m in (conflict.SPARSE, conflict.DENSE))
-        + "."
+        _tally(found, "accuracy", "accuracy clearly falls, and rises, with all modalities for one"),
+        _tally(found, "r2", "R² of the same translations does, with all modalities for two"),
     ]
     spared = conflict.spared(table)
     clear = spared[spared["low"] > 0]
@@ -56,15 +54,15 @@ def takeaway(table: pd.DataFrame) -> Markdown:
     return Markdown("**Takeaway.** " + " ".join(said))
 
 
-def _tally(found, method, metric) -> str:
-    part = found[(found["method"] == method) & (found["metric"] == metric)]
-    down, up = (part["high"] < 0).sum(), (part["low"] > 0).sum()
-    return f"of {method} clearly falls on {down} and rises on {up} of {len(part)} ladders"
-
-
-def _present(found, metric):
-    there = set(found[found["metric"] == metric]["method"])
-    return [method for method in conflict.METHODS if method in there]
+def _tally(found, metric, words) -> str:
+    """Count the ladders on which an interval lies below 0, and above, by method."""
+    part, counts = found[found["metric"] == metric], []
+    for method in conflict.METHODS:
+        rows = part[part["method"] == method]
+        if len(rows):
+            down, up = (rows["high"] < 0).sum(), (rows["low"] > 0).sum()
+            counts.append(f"{method}, {down} and {up} of {len(rows)}")
+    return f"Ladders on which {words}: {'; '.join(counts)}."
 
 
 def _listed(rows) -> str:
