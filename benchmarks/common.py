@@ -21,7 +21,7 @@ import torch
 
 from benchmarks.naive import Naive
 from scmoe.config import Config, preset
-from scmoe.fit import _memory_kept
+from scmoe.fit import _memory_kept, clip_gradients
 from scmoe.nn.cells import Cells
 from scmoe.nn.network import Network
 from scmoe.record import source_hash
@@ -91,14 +91,14 @@ class Pair(NamedTuple):
         """One training step of ours, as :func:`scmoe.fit.fit` does it, for timing alone."""
         config = self.config.replace(precision=precision).train
         step = Step(self.network, config, self.train, self.supervised)
-        parameters = list(self.network.parameters())
+        parameters = self.network.parameters()
         optimiser = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=0.0, fused=True)
         self.network.train()
 
         def run(index):
             optimiser.zero_grad(set_to_none=True)
             step(index)[0].backward()
-            torch.nn.utils.clip_grad_value_(parameters, config.clip)
+            clip_gradients(self.network, config.clip)
             optimiser.step()
 
         return run
@@ -139,9 +139,12 @@ def pair(name: str, tiny: bool = False, device: str = "cpu") -> Pair:
 
 
 def seconds(function: Callable[[], object]) -> float:
-    """Wall time of one call."""
+    """Wall time of one call, a GPU's work included."""
+    wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
+    wait()
     start = time.perf_counter()
     function()
+    wait()
     return time.perf_counter() - start
 
 
@@ -174,6 +177,7 @@ def machine() -> dict:
     """What the numbers were measured on."""
     return {
         "processor": _processor(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "python": platform.python_version(),

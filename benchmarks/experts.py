@@ -40,13 +40,14 @@ class Loop(nn.Module):
         self.experts = experts
 
     def forward(self, x, experts, weights):
-        e, out = self.experts, torch.zeros_like(x)
-        for i in range(e.n_experts):
+        out = torch.zeros_like(x)
+        parameters = (p.unbind() for p in self.experts.parameters())
+        for i, (w1, b1, w2, b2) in enumerate(zip(*parameters, strict=True)):
             token, slot = torch.where(experts == i)
             if len(token):
-                hidden = nn.functional.gelu(nn.functional.linear(x[token], e.w1[i], e.b1[i]))
-                part = nn.functional.linear(hidden, e.w2[i], e.b2[i])
-                out = out.index_add(0, token, part * weights[token, slot, None])
+                hidden = nn.functional.gelu(nn.functional.linear(x[token], w1, b1))
+                part = nn.functional.linear(hidden, w2, b2)
+                out.index_add_(0, token, (part * weights[token, slot, None]).to(out.dtype))
         return out
 
 

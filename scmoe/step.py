@@ -75,8 +75,8 @@ class Step:
         return self._losses(batch, joint, alone, offset, residuals)
 
     def _precision(self):
-        """bf16 in training where it is asked for; losses and the linear path stay in float32."""
-        on = self.network.training and self.config.precision == "bf16"
+        """bf16 where it is asked for; losses and the linear path stay in float32."""
+        on = self.config.precision == "bf16"
         return torch.autocast(self.train.device.type, torch.bfloat16, enabled=on)
 
     @torch.no_grad()
@@ -88,9 +88,10 @@ class Step:
         linear = self.network.linear
         sums, n = {}, 0
         for batch in cells.batches(EVAL_BATCH):
-            joint = alone = self.network.encode(batch.x, batch.present)
-            if not self.config.target_visible:
-                alone = self.network.encode(batch.x, batch.present, "alone")
+            with self._precision():
+                joint = alone = self.network.encode(batch.x, batch.present)
+                if not self.config.target_visible:
+                    alone = self.network.encode(batch.x, batch.present, "alone")
             offset = residuals = None
             if linear is not None:
                 # clusters are the linear path's own: nothing is added to them, nothing compared

@@ -124,7 +124,8 @@ class Network(nn.Module):
         return encoded.part(slice(None, len(present))), encoded.part(slice(len(present), None))
 
     def _embed(self, x, present):
-        present = present & torch.tensor([v is not None for v in x], device=present.device)
+        if any(v is None for v in x):  # asking the device only then: a graph could not be captured
+            present = present & torch.tensor([v is not None for v in x], device=present.device)
         tokens = [self._patches(i, v, present[:, i]) for i, v in enumerate(x)]
         return torch.stack(tokens, 1), present  # (B, M, P, d)
 
