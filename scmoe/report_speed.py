@@ -80,7 +80,7 @@ def table(found: dict[str, dict], caption: str) -> HTML | Markdown:
     """Show a table, or say that it was not measured."""
     rows = frame(found, caption)
     if not len(rows):
-        return Markdown(f"*{caption}: not measured on this machine.*")
+        return _missing(caption)
     if "preset" in rows:
         rows["preset"] = rows["preset"].map(lambda name: PRESETS.get(name, name))
     for name in rows.select_dtypes("object"):
@@ -101,9 +101,15 @@ def _short(value: float) -> str:
     )
 
 
-def epochs(found: dict[str, dict]) -> Figure:
+def _missing(caption: str) -> Markdown:
+    return Markdown(f"*{caption}: not measured yet.*")
+
+
+def epochs(found: dict[str, dict]) -> Figure | Markdown:
     """Draw how much faster an epoch is than the plain implementation's, by preset."""
     rows = frame(found, EPOCHS)
+    if not len(rows):
+        return _missing(EPOCHS)
     rows = rows[rows["row"] != "naive"]
     fig, (ax,) = _panels("An epoch: plain implementation / ours", height=2.8)
     names = list(dict.fromkeys(rows["preset"]))
@@ -123,9 +129,11 @@ def epochs(found: dict[str, dict]) -> Figure:
     return fig
 
 
-def quality(found: dict[str, dict]) -> Figure:
+def quality(found: dict[str, dict]) -> Figure | Markdown:
     """Draw the seconds to the plain implementation's final accuracy, one change after another."""
     rows = frame(found, QUALITY)
+    if not len(rows):
+        return _missing(QUALITY)
     sets = list(dict.fromkeys(rows["data"]))
     fig, axes = _panels(
         "Seconds to the plain implementation's final validation accuracy",
@@ -150,7 +158,7 @@ def atac(found: dict[str, dict]) -> Markdown:
     """Word the cost of the largest data set."""
     rows = frame(found, ATAC)
     if not len(rows):
-        return Markdown("*Not measured on this machine.*")
+        return _missing(ATAC)
     whole = rows.iloc[-1]
     slope = rows["log-log slope of an epoch"].dropna().iloc[0]
     return Markdown(
