@@ -1,0 +1,93 @@
+"""The benchmarks run, on sizes that say nothing, and the page on speed reads what they leave."""
+
+import json
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+import torch
+
+from benchmarks import common, experts, scaling
+from scmoe import report_speed
+from scmoe.nn.experts import BACKENDS, FASTEST, fastest
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["epochs", "parts", "experts", "gpu", "quality"])
+def test_a_benchmark_runs_and_leaves_tables_that_the_page_can_show(name, tmp_path):
+    command = [sys.executable, "-m", f"benchmarks.{name}", "--tiny", "--out", str(tmp_path)]
+    subprocess.run(command, check=True, capture_output=True, text=True)
+    found = report_speed.load(tmp_path)
+    tables = found[name]["tables"]
+    assert tables and all(isinstance(rows, list) for rows in tables.values())
+    for caption, rows in tables.items():
+        assert ("not measured" in report_speed.table(found, caption).data) == (not rows)
+        assert not any("error" in row and row["error"] for row in rows), rows
+    assert len(report_speed.tidy(found)) > 0
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_the_gpu_benchmark_measures_nothing_without_a_gpu(tmp_path):
+    command = [sys.executable, "-m", "benchmarks.gpu", "--out", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode and "No CUDA device" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_functions_are_timed_in_turn_and_the_first_round_does_not_count():
+    called = []
+    functions = {name: lambda name=name: called.append(name) for name in "ab"}
+    taken = common.interleaved(functions, 2)
+    assert called == ["a", "b"] * 3
+    assert taken.keys() == {"a", "b"}
+
+
+def test_the_slope_of_a_power_is_its_exponent():
+    assert common.slope([1, 2, 4], [3, 12, 48]) == pytest.approx(2)
+
+
+def test_atac_cells_are_as_sparse_as_said_and_differ_between_groups():
+    (peaks, genes), labels = common.atac_cells(300, 2000, 50, 3)
+    assert peaks.nnz / (300 * 2000) == pytest.approx(common.OPEN, rel=0.1)
+    means = pd.DataFrame(genes).groupby(labels).mean()
+    assert means.std().mean() > 0.3
+
+
+def test_a_larger_batch_takes_longer():
+    small, large = (scaling.step_ms(n, features=32, experts=4, rounds=3) for n in (4, 256))
+    assert small < large
+
+
+def test_the_backend_chosen_is_the_one_measured_fastest():
+    rows = json.loads(FASTEST.read_text())["rows"]
+    assert {row["backend"] for row in rows} <= set(BACKENDS)
+    for row in rows:
+        shape = [row[key] for key in ("tokens", "experts", "k", "width")]
+        assert fastest(row["device"], getattr(torch, row["dtype"]), *shape) == row["backend"]
+
+
+def test_grouped_stays_unless_another_backend_is_clearly_faster():
+    sizes = {"tokens": 8, "experts": 2, "k": 1, "width": 16}
+    times = {"grouped": 1.0, "dense": 0.95, "grouped bf16": 1.0, "dense bf16": 0.5}
+    (exact, rounded) = experts.winners(pd.DataFrame([sizes | times]))
+    assert (exact["backend"], rounded["backend"]) == ("grouped", "dense")
+
+
+def test_the_page_on_speed_says_what_was_not_measured(tmp_path):
+    found = report_speed.load(tmp_path)
+    assert "not measured" in report_speed.epochs(found).data
+    assert "No GPU was to be had" in report_speed.origin(found).data
+    assert "Nothing was measured" in report_speed.takeaway(found).data
+
+
+def test_the_page_on_speed_says_which_target_is_missed(tmp_path):
+    rows = [
+        {"preset": name, "row": row, "epoch, naive / this": ratio, "asked": asked}
+        for name in ("dyngen", "atacseq")
+        for row, ratio, asked in (("naive", 1.0, None), ("scmoe float32", 2.2, 2.5))
+    ]
+    common.write(tmp_path / "epochs.json", {report_speed.EPOCHS: pd.DataFrame(rows)}, {})
+    said = report_speed.takeaway(report_speed.load(tmp_path)).data
+    assert "2.2 times (Dyngen)" in said
+    assert "The target for ATAC, 2.5 times, is missed." in said
