@@ -75,8 +75,19 @@ def parameters(run):
 
 
 def after(run):
-    """Give what a run reads, files or the records of other runs: it comes when they are there."""
-    names = SETTINGS["notebooks"][RUNS[run][0]].get("after", [])
+    """Give what a run reads, files or the records of other runs: it comes when they are there.
+
+    One about a data set loads the model that the data set's own run leaves.
+    """
+    notebook, values = RUNS[run]
+    decide = ("task", "protocol", "fold", "seed", "epochs", "modalities")
+    names = [
+        other
+        for other, (name, theirs) in RUNS.items()
+        if name == values.get("dataset")
+        and all(values.get(key) == theirs.get(key) for key in decide)
+    ]
+    names += SETTINGS["notebooks"][notebook].get("after", [])
     return [name if "/" in name else f"{FOLDER}/{name}/metrics.json" for name in names]
 
 

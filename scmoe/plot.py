@@ -337,29 +337,6 @@ def expert_usage(usage: Mapping[str, pd.DataFrame], title: str) -> Figure:
     return fig
 
 
-def attribution_bars(table: pd.DataFrame, title: str) -> Figure:
-    """Draw the features that matter most, by each method of attribution.
-
-    Parameters
-    ----------
-    table
-        Rows (modality, feature), most important first; one column per method of attribution,
-        in shares of that method's total.
-    """
-    fig, axes = _panels(title, 1, table.shape[1], height=1.4 + 0.26 * len(table), sharey=True)
-    rows = np.arange(len(table))[::-1]
-    colours = [modality_colour(modality) for modality in table.index.get_level_values(0)]
-    for ax, method in zip(axes, table, strict=True):
-        ax.barh(rows, 100 * table[method], 0.75, color=colours)
-        ax.set(title=method, xlabel="share (%)", ylim=(-0.6, len(table) - 0.4))
-    axes[0].set_yticks(rows, [feature for _, feature in table.index])
-    present = list(dict.fromkeys(table.index.get_level_values(0)))
-    _legend(
-        fig, {title_of(m): modality_colour(m) for m in present}, map(title_of, present), marker="s"
-    )
-    return fig
-
-
 def _panels(title: str, n_rows=1, n_columns=1, height=3.0, **options):
     """Make a figure of the book's width, and its axes in a flat array."""
     fig = Figure(figsize=(WIDTH, height), layout="constrained")

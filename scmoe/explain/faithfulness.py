@@ -43,7 +43,8 @@ def deletion_insertion(
     Parameters
     ----------
     explanations
-        Name -> explanation of each cell's own group, of all the cells of `mdata`.
+        Name -> explanation of each cell's own group, of all the cells of `mdata` or, where a
+        method is dear, of the first ones.
     background
         Training cells to draw from.
     n_draws
@@ -65,8 +66,13 @@ def deletion_insertion(
     own = _answers(answer, x).argmax(1)
     orders = {name: _ranks(-e.flat[:, 0]) for name, e in explanations.items()}
     random = [rng.permuted(_ranks(x.cpu().numpy()), axis=1) for _ in range(n_random)]
-    curves = {name: _curves(answer, x, draws, own, ranks) for name, ranks in orders.items()}
-    curves["random"] = np.mean([_curves(answer, x, draws, own, ranks) for ranks in random], axis=0)
+
+    def curves_of(ranks):
+        n = len(ranks)
+        return _curves(answer, x[:n], draws[:, :n], own[:n], ranks)
+
+    curves = {name: curves_of(ranks) for name, ranks in orders.items()}
+    curves["random"] = np.mean([curves_of(ranks) for ranks in random], axis=0)
     return _on_one_scale(curves, mdata.obs_names)
 
 
@@ -81,9 +87,10 @@ def _on_one_scale(curves, cells) -> tuple[pd.DataFrame, pd.DataFrame]:
         for what, values in zip(("deletion", "insertion"), c.mean(1), strict=True):
             part = {"method": name, "what": what, "fraction": FRACTIONS, "answer": values}
             shown.append(pd.DataFrame(part))
-        deletion = area["random"][0] - area[name][0]
-        insertion = area[name][1] - area["random"][1]
-        part = {"cell": cells, "method": name, "deletion": deletion, "insertion": insertion}
+        n = len(c[0])
+        deletion = area["random"][0, :n] - area[name][0]
+        insertion = area[name][1] - area["random"][1, :n]
+        part = {"cell": cells[:n], "method": name, "deletion": deletion, "insertion": insertion}
         scores.append(pd.DataFrame(part))
     return pd.concat(shown, ignore_index=True), pd.concat(scores, ignore_index=True)
 
@@ -126,7 +133,12 @@ def bootstrap(values: np.ndarray, n: int = 1000, seed: int = 0) -> tuple[float, 
 
 
 def infidelity(
-    model, mdata: MuData, explanation: Explanation, n_draws: int = 20, seed: int = 0
+    model,
+    mdata: MuData,
+    explanation: Explanation,
+    background: MuData | None = None,
+    n_draws: int = 20,
+    seed: int = 0,
 ) -> np.ndarray:
     """Infidelity of each cell's explanation (Yeh et al. 2019, eq. 1), as a share.
 
@@ -137,7 +149,7 @@ def infidelity(
     rng = np.random.default_rng(seed)
     answer = Answer(model)
     x = torch.cat(answer.inputs(mdata), 1)
-    mean = torch.cat(answer.means())
+    mean = torch.cat(answer.means(background))
     values = torch.as_tensor(explanation.flat[:, 0], device=x.device)
     before = _answers(answer, x)
     own = before.argmax(1, keepdim=True)
@@ -221,6 +233,16 @@ def additivity_error(
 # --- agreement, stability, budgets ---
 
 
+def common(first: Explanation, second: Explanation) -> tuple[Explanation, Explanation]:
+    """Two explanations cut to the cells that they share, the first ones of the longer."""
+    n = min(len(first.cells), len(second.cells))
+
+    def cut(e):
+        return replace(e, values={m: v[:n] for m, v in e.values.items()}, cells=e.cells[:n])
+
+    return cut(first), cut(second)
+
+
 def spearman(first: Explanation, second: Explanation) -> np.ndarray:
     """Rank correlation of two explanations of the same cells and answers, one value per cell."""
     a, b = (rankdata(e.flat.reshape(-1, e.flat.shape[-1]), axis=1) for e in (first, second))
@@ -236,22 +258,40 @@ def top_overlap(first: Explanation, second: Explanation, k: int = 20) -> np.ndar
 
 
 def agreement(explanations: Mapping[str, Explanation], score=spearman) -> pd.DataFrame:
-    """Method × method: mean over cells of `score` (`spearman` or `top_overlap`)."""
+    """Method × method: mean of `score` (`spearman`, `top_overlap`) over the cells both explain."""
     names = list(explanations)
     table = pd.DataFrame(np.eye(len(names)), names, names)
     for i, a in enumerate(names):
         for b in names[:i]:
-            value = float(score(explanations[a], explanations[b]).mean())
+            value = float(score(*common(explanations[a], explanations[b])).mean())
             table.loc[a, b] = table.loc[b, a] = value
     return table
 
 
 def stability(explanations: Sequence[Explanation], score=spearman) -> float:
-    """Mean `score` over all pairs of explanations of the same cells by models of other seeds."""
-    pairs = [(a, b) for i, a in enumerate(explanations) for b in explanations[:i]]
+    """Mean `score` over all pairs of explanations of the same cells by different models.
+
+    A pair is compared on the features that both models use and the cells that both put into the
+    same group: what is explained is then the same.
+    """
+    pairs = [_alike(a, b) for i, a in enumerate(explanations) for b in explanations[:i]]
     if not pairs:
         raise ValueError("stability needs the explanations of at least two models")
-    return float(np.mean([score(a, b).mean() for a, b in pairs]))
+    scores = [score(a, b).mean() for a, b in pairs if len(a.cells)]
+    return float(np.mean(scores)) if scores else float("nan")
+
+
+def _alike(first: Explanation, second: Explanation) -> tuple[Explanation, Explanation]:
+    """Two models' explanations cut to what is the same in both: cells in one group, features."""
+    rows = np.flatnonzero(np.asarray(first.groups) == np.asarray(second.groups))
+    features = {m: first.features[m].intersection(second.features[m]) for m in first.values}
+
+    def cut(e):
+        columns = {m: e.features[m].get_indexer(names) for m, names in features.items()}
+        values = {m: e.values[m][rows][:, :, columns[m]] for m in features}
+        return replace(e, values=values, features=features, cells=e.cells[rows])
+
+    return cut(first), cut(second)
 
 
 def budget(

@@ -184,7 +184,7 @@ def atlas(xy: np.ndarray, experts: Mapping[str, np.ndarray], title: str, tissue=
         for expert, colour in colours.items():
             ax.scatter(*xy[by_cell == expert].T, s=9, color=colour, linewidths=0, label=expert,
                        marker="s" if tissue else "o")  # fmt: skip
-        ax.set(xticks=[], yticks=[], box_aspect=1, aspect="equal" if tissue else "auto")
+        ax.set(xticks=[], yticks=[], box_aspect=1)
         ax.set_title(title_of(modality), color=modality_colour(modality), weight="bold")
         ax.spines[:].set_visible(False)
     if tissue:

@@ -13,8 +13,10 @@ from scmoe.data import Split
 from scmoe.explain import recovery
 from scmoe.explain.attribution import METHODS, PRIMARY, attribute
 from scmoe.explain.concepts import Concept, concept_scores, expert_map, false_positive_rate
-from scmoe.explain.study import CHEAP, Plan, complete
+from scmoe.explain.study import Plan
+from scmoe.explain.truth import recovered, recovery_study
 from scmoe.model import ScMoE
+from scmoe.record import Run
 
 MARKERS = ("Pvalb", "Sst", "Vip", "Lamp5", "Sncg")  # each names a subclass of Patch-seq's neurons
 GENES_OF_PROTEINS = {  # DBiT-seq's antibodies whose names are not their genes'
@@ -39,7 +41,7 @@ def marker_ranks(model: ScMoE, mdata: MuData, labels: Sequence[str]) -> pd.DataF
     coefficient; `of` so many genes.
     """
     subclass = np.array([label.split("-")[0].split(" ")[0] for label in np.asarray(labels, str)])
-    signed = attribute(model, mdata).table(subclass, signed=True).loc["rna"]
+    signed = attribute(model, mdata, background=mdata).table(subclass, signed=True).loc["rna"]
     simple = recovery.simple_scores(model, mdata, subclass)
     rows = {}
     for name in MARKERS:
@@ -51,7 +53,7 @@ def marker_ranks(model: ScMoE, mdata: MuData, labels: Sequence[str]) -> pd.DataF
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def same_gene_ranks(model: ScMoE, mdata: MuData) -> pd.DataFrame:
+def same_gene_ranks(model: ScMoE, mdata: MuData, background: MuData) -> pd.DataFrame:
     """Rank of each protein's own gene when the protein is predicted from RNA (DBiT-seq).
 
     Columns: the gene, its rank among all genes by the primary method (mean |attribution|) and by
@@ -66,7 +68,8 @@ def same_gene_ranks(model: ScMoE, mdata: MuData) -> pd.DataFrame:
             pairs[protein] = lower[symbol.lower()]
     if not pairs:
         return pd.DataFrame(columns=["gene", METHODS[PRIMARY], "correlation", "of"])
-    why = attribute(model, mdata, target="protein", source="rna", outputs=list(pairs))
+    asked = {"target": "protein", "source": "rna", "outputs": list(pairs)}
+    why = attribute(model, mdata, background=background, **asked)
     scaled = model.transform(mdata)
     x, y = (np.asarray(scaled[m].X, float) for m in ("rna", "protein"))
     columns = model.transform_.features["protein"].get_indexer(list(pairs))
@@ -83,47 +86,6 @@ def same_gene_ranks(model: ScMoE, mdata: MuData) -> pd.DataFrame:
         for protein, gene in pairs.items()
     }
     return pd.DataFrame.from_dict(rows, orient="index")
-
-
-def recovered(model: ScMoE, split: Split, plan: Plan, seed: int = 0) -> pd.DataFrame:
-    """How well methods find the truth of simulated cells: AUPRC, with chance in a column.
-
-    Rows (what, method). Group-defining features: mean |attribution| to the own group over test
-    cells. Edges: mean |attribution| of a regulator's protein to the target's accessibility, which
-    is what the protein acts on. Beside: correlation and logistic coefficients on training cells,
-    and a model with random weights.
-    """
-    truth, cells = split.train.uns["truth"], complete(split.test, plan.n_cells, seed)
-    shap = cells[: plan.n_shap].copy()
-    random = recovery.randomised(model, seed)
-    simple = recovery.simple_importance(model, split.train, split.train.obs[split.label_key])
-    rows = {}
-
-    def groups(name, importance):
-        rows["group-defining features", name] = recovery.group_recovery(
-            importance, truth["differs"]
-        )
-
-    for method in CHEAP:
-        why = attribute(model, cells, method, background=split.train)
-        groups(METHODS[method], why.table()["own group"])
-    why = attribute(model, shap, "shap_gradient", background=split.train, budget=200)
-    groups(METHODS["shap_gradient"], why.table()["own group"])
-    for name in simple:
-        groups(name, simple[name])
-    groups("random weights", attribute(random, cells).table()["own group"])
-    if {"protein", "dna"} <= set(model.modalities_):
-        edges = {"target": "dna", "source": "protein"}
-        for name, asked in {METHODS[PRIMARY]: model, "random weights": random}.items():
-            size = attribute(asked, cells, "gradient_x_input", **edges).table().loc["protein"]
-            rows["edges, protein → DNA", name] = recovery.edge_recovery(size, truth["edges"])
-        scaled = model.transform(split.train)
-        x, y = (np.asarray(scaled[m].X, float) for m in ("protein", "dna"))
-        names = (model.transform_.features[m] for m in ("protein", "dna"))
-        plain = pd.DataFrame(np.abs(recovery.correlations(x, y)), *names)
-        rows["edges, protein → DNA", "correlation"] = recovery.edge_recovery(plain, truth["edges"])
-    table = pd.DataFrame(list(rows.values()), pd.MultiIndex.from_tuples(rows, names=["what", "by"]))
-    return table
 
 
 def concepts_of(model: ScMoE, mdata: MuData, labels: Sequence[str]) -> list[Concept]:
@@ -172,8 +134,35 @@ def check(model: ScMoE, split: Split, plan: Plan, seed: int = 0) -> tuple[str, p
     if split.name == "patchseq" and "rna" in model.modalities_:
         return "markers", marker_ranks(model, split.train, split.train.obs[split.label_key])
     if split.name == "dbitseq" and {"rna", "protein"} <= set(model.modalities_):
-        return "pairs", same_gene_ranks(model, split.test)
+        return "pairs", same_gene_ranks(model, split.test, split.train)
     return "", pd.DataFrame()
+
+
+def as_scores(what: str, table: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The table of `check` as method × score, by what precedes a score's name in a record."""
+    if what == "truth":
+        return {f"{column} of ": table[column].unstack("what") for column in table}
+    ranks = table.drop(columns=["of", "cells", "gene"], errors="ignore")
+    return {"rank of ": ranks.T} if what else {}
+
+
+def many_networks(run: Run, plan: Plan) -> pd.DataFrame:
+    """`scmoe.explain.truth.recovery_study` where cells are simulated and the plan has it."""
+    simulated = run.dataset == "dyngen" and plan.n_networks
+    return recovery_study(run, plan, plan.n_networks) if simulated else pd.DataFrame()
+
+
+def scores_of_networks(studied: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The table of `many_networks` as method × score, by what precedes a score's name."""
+    if studied.empty:
+        return {}
+    where = studied["backbone"] + " " + studied["seed"].astype(str)
+    return {
+        f"{column} over networks of ": studied.assign(score=studied["what"] + ", " + where).pivot(
+            index="by", columns="score", values=column
+        )
+        for column in ("auprc", "chance")
+    }
 
 
 @dataclass
@@ -203,6 +192,14 @@ class Concepts:
         """Concept × modality: held-out accuracy above one half, after attention."""
         after = self.probes[self.probes["place"] == "after"]
         return after.pivot(index="concept", columns="modality", values="accuracy") - 0.5
+
+    @property
+    def scores(self) -> pd.DataFrame:
+        """What goes into the record: the best probe of each concept, and the false positives."""
+        found = self.probes.groupby("concept").agg(accuracy=("accuracy", "max"), q=("q", "min"))
+        row = {f"{name} of {c}": v for c, each in found.iterrows() for name, v in each.items()}
+        row["false positives"] = self.false_positives
+        return pd.DataFrame(row, index=["concept probes"])
 
 
 def concept_study(model, mdata: MuData, labels: Sequence[str], n_random: int, seed=0) -> Concepts:

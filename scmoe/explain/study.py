@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 from mudata import MuData
 from scipy.sparse import issparse
 
-from scmoe.data import Split
+from scmoe import summary
+from scmoe.data import DATASETS, Split
+from scmoe.data.cells import make_mudata
 from scmoe.explain import faithfulness, recovery
 from scmoe.explain.attribution import METHODS, PRIMARY, Explanation, attribute
 from scmoe.metrics import COLUMNS
 from scmoe.model import ScMoE
-from scmoe.record import Run, source_hash
+from scmoe.record import SIMULATION, Run, source_hash
 
 REFERENCE = "shap_permutation"  # the SHAP that agreement is measured with: exact but for sampling
 CHEAP = (PRIMARY, "gradient_x_input", "integrated_gradients", "routing")
@@ -32,15 +34,24 @@ class Plan:
     n_draws: int = 3  # replacements and random orders a cell, in deletion and insertion
     n_random: int = 40  # random concepts
     kernel: bool = False
-    seeds: tuple[int, ...] = ()  # further models, for stability and the matching of experts
+    n_seeds: int = 0  # further models, for stability and the matching of experts
+    n_folds: int = 0  # further models, for stability
+    n_networks: int = 0  # simulated anew for each backbone, for recovery
     gradient_budgets: tuple[int, ...] = (8, 16, 32, 64, 128, 256, 512, 1024)
     permutation_budgets: tuple[int, ...] = (2, 4, 8, 16, 32)
 
 
 PLANS = {
     "quick": Plan(),
-    "full": Plan(100, 40, 10, 10, 100, True, (1, 2)),
+    "full": Plan(100, 40, 10, 5, 100, True, 2, 2, 5),
 }
+
+
+def plan_of(run: Run) -> Plan:
+    """The plan of a run's profile; the paper's models take long to train, so there are fewer."""
+    plan = PLANS[run.profile]
+    few_models = {"n_seeds": min(plan.n_seeds, 1), "n_folds": 0}
+    return replace(plan, **few_models) if run.protocol == "paper" else plan
 
 
 @dataclass
@@ -53,7 +64,8 @@ class Study:
         Method × score: `seconds` (per 1000 cells), `peak_mb`, `budget`, `split_half`, `cells`,
         `deletion`, `insertion` (areas better than random order, with `_low`, `_high` of their 95 %
         interval), `infidelity`, `agreement` (Spearman) and `overlap` (top 20) with SHAP
-        Permutation, `stability` over seeds.
+        Permutation, `by_patch` (the same Spearman after attributions are summed within patches,
+        the finest that routing can tell apart), `stability` over seeds and `stability_folds`.
     versus
         Per SHAP method: by how much the primary method's deletion and insertion are better on the
         same cells (mean and 95 % interval), and how many times cheaper it is.
@@ -73,22 +85,13 @@ class Study:
     explanations: dict[str, Explanation]
     cells: MuData
     additivity: float = float("nan")
-    others: list[ScMoE] = field(default_factory=list)
 
 
-def fitted(run: Run, split: Split, seed: int | None = None) -> ScMoE:
+def fitted(run: Run, split: Split) -> ScMoE:
     """Load the model that a page of this data set left beside this run's folder, or train one.
 
     A neighbour's model is taken when its parameters, data and sources are those of this run.
-
-    Parameters
-    ----------
-    seed
-        Of a further model, trained anew; default the run's.
     """
-    if seed is not None:
-        other = replace(run, seed=seed, out_dir=run.out_dir / f"seed{seed}")
-        return other.fit(ScMoE(run.task, run.config(), seed), split)
     wanted = _identity(run.parameters, split.data_source, split.checksums, source_hash())
     for file in sorted(run.out_dir.parent.glob("*/metrics.json")):
         found = json.loads(file.read_text())["provenance"]
@@ -96,23 +99,50 @@ def fitted(run: Run, split: Split, seed: int | None = None) -> ScMoE:
         same = found["dataset"] == run.dataset and _identity(found["parameters"], *left) == wanted
         if same and (file.parent / "model").is_dir():
             run.trained = f"loaded from {file.parent}"
-            return ScMoE.load(file.parent / "model", device=run.device)
+            model = ScMoE.load(file.parent / "model", device=run.device)
+            if file.parent != run.out_dir:
+                model.save(run.out_dir / "model", overwrite=True)
+            return model
     return run.fit(ScMoE(run.task, run.config(), run.seed), split)
+
+
+def further(run: Run, plan: Plan) -> dict[str, list[ScMoE]]:
+    """Models of this run's other `seeds` and `folds`, as many as the plan asks for."""
+    folds = [fold for fold in DATASETS[run.dataset].folds if fold != run.fold]
+    changes = {
+        "seeds": [{"seed": run.seed + 1 + i} for i in range(plan.n_seeds)],
+        "folds": [{"fold": fold} for fold in folds[: plan.n_folds]],
+    }
+    return {what: [_other(run, change) for change in each] for what, each in changes.items()}
+
+
+def _other(run: Run, change: dict) -> ScMoE:
+    name = "-".join(f"{key}_{value}" for key, value in change.items())
+    other = replace(run, **change, out_dir=run.out_dir / name, seconds={}, split=None)
+    split = other.load()
+    return other.fit(ScMoE(run.task, run.config(), other.seed), split)
 
 
 def _identity(parameters, data_source, checksums, sources) -> str:
     decide = ("task", "protocol", "fold", "seed", "epochs", "modalities")
     made_from = {name: parameters.get(name) for name in decide}
+    made_from |= {name: parameters.get(name, usual) for name, usual in SIMULATION.items()}
     return json.dumps([made_from, data_source, checksums, sources], sort_keys=True, default=str)
 
 
-def score(model: ScMoE, split: Split, plan: Plan, others: Sequence[ScMoE] = (), seed: int = 0):
+def score(
+    model: ScMoE,
+    split: Split,
+    plan: Plan,
+    others: Mapping[str, Sequence[ScMoE]] | None = None,
+    seed: int = 0,
+) -> Study:
     """Explain the same test cells by every method, and score each.
 
     Parameters
     ----------
     others
-        Models of other seeds, for stability.
+        Models of other `seeds` and `folds`, for stability.
 
     Returns
     -------
@@ -120,9 +150,7 @@ def score(model: ScMoE, split: Split, plan: Plan, others: Sequence[ScMoE] = (), 
     """
     cells, background = complete(split.test, plan.n_cells, seed), split.train
     why, spent = {}, {}
-    attribute(
-        model, cells[:2].copy(), background=background
-    )  # warm up, so that no method pays for it
+    attribute(model, few(cells, 2), background=background)  # warm up, so that no method pays for it
     for method in CHEAP:
         why[method] = attribute(model, cells, method, background=background)
         spent[method] = _spent(why[method])
@@ -134,7 +162,7 @@ def score(model: ScMoE, split: Split, plan: Plan, others: Sequence[ScMoE] = (), 
         tried["shap_kernel"] = max(plan.n_slow // 3, 2), [4 * n_features * k for k in (1, 2, 4)]
     for method, (n, budgets) in tried.items():
         found, why[method] = faithfulness.budget(
-            model, cells[:n].copy(), method, budgets, background=background
+            model, few(cells, n), method, budgets, background=background
         )
         spent[method] = found.iloc[-1].to_dict()
     draws = {"n_draws": plan.n_draws, "n_random": plan.n_draws, "seed": seed}
@@ -146,20 +174,24 @@ def score(model: ScMoE, split: Split, plan: Plan, others: Sequence[ScMoE] = (), 
         for what in ("deletion", "insertion"):
             bounds = faithfulness.bootstrap(own[what].to_numpy())
             table.loc[name, [what, f"{what}_low", f"{what}_high"]] = bounds
-        error = faithfulness.infidelity(model, cells[: len(own)].copy(), why[name])
+        error = faithfulness.infidelity(model, few(cells, len(own)), why[name], background)
         table.loc[name, "infidelity"] = np.median(error)
-        table.loc[name, "agreement"] = faithfulness.spearman(
-            *_common(why[name], why[REFERENCE])
+        both = faithfulness.common(why[name], why[REFERENCE])
+        table.loc[name, "agreement"] = faithfulness.spearman(*both).mean()
+        table.loc[name, "overlap"] = faithfulness.top_overlap(*both).mean()
+        table.loc[name, "by_patch"] = faithfulness.spearman(
+            *(_by_patch(e, model) for e in both)
         ).mean()
-        overlap = faithfulness.top_overlap(*_common(why[name], why[REFERENCE]))
-        table.loc[name, "overlap"] = overlap.mean()
-        if others and name in CHEAP:
-            same = [attribute(m, cells, name, background=background) for m in others]
-            table.loc[name, "stability"] = faithfulness.stability([why[name], *same])
-    deep = attribute(model, cells[:2].copy(), "shap_deep", background=background[:20].copy())
-    gap = faithfulness.additivity_error(model, cells[:2].copy(), deep, background[:20].copy())
+        for what, column in (("seeds", "stability"), ("folds", "stability_folds")):
+            models = (others or {}).get(what, []) if name in CHEAP else []
+            if models:
+                same = [attribute(m, cells, name, background=background) for m in models]
+                table.loc[name, column] = faithfulness.stability([why[name], *same])
+    two, some = few(cells, 2), few(background, 20)
+    deep = attribute(model, two, "shap_deep", background=some)
+    gap = faithfulness.additivity_error(model, two, deep, some)
     versus = _versus(per_cell, table, [name for name in why if name.startswith("shap")])
-    return Study(table, versus, curves, why, cells, float(np.abs(gap).mean()), list(others))
+    return Study(table, versus, curves, why, cells, float(np.abs(gap).mean()))
 
 
 def _spent(why: Explanation) -> dict:
@@ -189,41 +221,80 @@ def _versus(per_cell, table, names) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def _common(first: Explanation, second: Explanation) -> tuple[Explanation, Explanation]:
-    """The cells that two explanations share: the first ones."""
-    n = min(len(first.cells), len(second.cells))
-    cut = lambda e: replace(e, values={m: v[:n] for m, v in e.values.items()}, cells=e.cells[:n])  # noqa: E731
-    return cut(first), cut(second)
-
-
 def complete(mdata: MuData, n: int, seed: int) -> MuData:
     """At most `n` cells that have every modality, drawn at random."""
     has_all = np.logical_and.reduce([mdata.obs_names.isin(a.obs_names) for a in mdata.mod.values()])
     rows = np.random.default_rng(seed).permutation(np.flatnonzero(has_all))[:n]
-    return mdata[np.sort(rows)].copy()
+    return _these(mdata, np.sort(rows))
 
 
-def records(study: Study, model: ScMoE, split: Split, run: Run) -> pd.DataFrame:
-    """The study's table as records: `task` is "interpretability", `method` the explainer."""
-    names = ["seconds", "peak_mb", "deletion", "insertion", "infidelity", "agreement", "stability"]
-    wide = study.table.reindex(columns=names).rename(index=METHODS)
-    long = wide.rename_axis("method").reset_index().melt("method", var_name="metric")
+def few(mdata: MuData, n: int) -> MuData:
+    """The first cells, at most `n`."""
+    return _these(mdata, np.arange(min(n, mdata.n_obs)))
+
+
+def _these(mdata: MuData, rows: np.ndarray) -> MuData:
+    """A copy of some cells, whichever modalities they have."""
+    obs = mdata.obs.iloc[rows]
+    mod = {m: a[obs.index[obs.index.isin(a.obs_names)]].copy() for m, a in mdata.mod.items()}
+    return make_mudata(mod, obs)
+
+
+def _by_patch(why: Explanation, model: ScMoE) -> Explanation:
+    """Attributions summed within each patch."""
+    sizes = dict(zip(model.modalities_, model.network_.patch_sizes, strict=True))
+    return replace(
+        why,
+        values={
+            m: np.add.reduceat(v, range(0, v.shape[2], sizes[m]), axis=2)
+            for m, v in why.values.items()
+        },
+    )
+
+
+def records(
+    study: Study, model: ScMoE, split: Split, run: Run, further: Mapping[str, pd.DataFrame]
+) -> pd.DataFrame:
+    """The page's numbers as records: `task` is "interpretability", `method` the explainer.
+
+    Parameters
+    ----------
+    further
+        Tables of other parts of the page, method × score, by what precedes the score's name.
+    """
+    versus = study.versus.add_prefix("primary against it, ")
+    tables = {"": study.table.join(versus).rename(index=METHODS)} | dict(further)
+    tables["gap of "] = pd.DataFrame({"sums": [study.additivity]}, index=[METHODS["shap_deep"]])
+    parts = [
+        table.add_prefix(before)
+        .rename_axis(index="method")
+        .reset_index()
+        .melt("method", var_name="metric")
+        .dropna(subset="value")
+        for before, table in tables.items()
+    ]
     info = model.info_ | {"protocol": run.protocol, "task": "interpretability"}
     info |= {"modalities": "+".join(split.modalities), "target_modality": "", "source_modality": ""}
-    return long.assign(**info)[COLUMNS]
+    return pd.concat(parts, ignore_index=True).assign(**info)[COLUMNS]
 
 
-def swarm(study: Study, model: ScMoE) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Attributions by the primary method, and scaled inputs: cell × (modality, feature)."""
-    why = study.explanations[PRIMARY]
-    scaled = model.transform(study.cells)
+def swarm(why: Explanation, model: ScMoE, cells: MuData) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Attributions of complete cells, and scaled inputs: cell × (modality, feature)."""
+    scaled = model.transform(cells)
     dense = [scaled[m].X for m in why.values]
     dense = [x.toarray() if issparse(x) else np.asarray(x) for x in dense]
     inputs = np.concatenate(dense, axis=1)
     return tuple(pd.DataFrame(v, why.cells, why.index) for v in (why.flat[:, 0], inputs))
 
 
-def flows(model: ScMoE, cells: MuData, n_outputs: int = 20) -> pd.DataFrame:
+def places(model: ScMoE, cells: MuData, seed: int = 0) -> tuple[np.ndarray, bool]:
+    """Where to draw cells `(n_cells, 2)`: in the tissue (True), or in a layout of their latent."""
+    if "spatial" in cells.obsm:
+        return np.asarray(cells.obsm["spatial"]), True
+    return summary.layout(model.get_latent_representation(cells), seed=seed)[0], False
+
+
+def flows(model: ScMoE, cells: MuData, background: MuData, n_outputs: int = 20) -> pd.DataFrame:
     """Share of |attribution| that each source has when a modality is predicted from all others.
 
     Target × source, rows sum to 1. Explained are the `n_outputs` target features whose predictions
@@ -234,17 +305,16 @@ def flows(model: ScMoE, cells: MuData, n_outputs: int = 20) -> pd.DataFrame:
         sources = [m for m in model.modalities_ if m != target]
         spread = model.translate(cells, target, sources, units="scaled").std(0)
         names = model.transform_.features[target][np.argsort(-spread)[:n_outputs]]
-        why = attribute(model, cells, "gradient_x_input", target=target, outputs=list(names))
+        asked = {"target": target, "outputs": list(names), "background": background}
+        why = attribute(model, cells, "gradient_x_input", **asked)
         size = {m: np.abs(v).sum() for m, v in why.values.items()}
         rows[target] = {m: float(v / max(sum(size.values()), 1e-12)) for m, v in size.items()}
     return pd.DataFrame.from_dict(rows, orient="index").reindex(columns=model.modalities_)
 
 
-def likeness_to_random(study: Study, model: ScMoE, n: int = 3) -> float:
+def likeness_to_random(study: Study, model: ScMoE, background: MuData, n: int = 3) -> float:
     """Mean rank correlation of explanations with those of models with random weights."""
-    trained = attribute(model, study.cells, outputs=model.groups_)
-    random = [
-        attribute(recovery.randomised(model, seed), study.cells, outputs=model.groups_)
-        for seed in range(n)
-    ]
+    asked = {"outputs": model.groups_, "background": background}
+    trained = attribute(model, study.cells, **asked)
+    random = [attribute(recovery.randomised(model, s), study.cells, **asked) for s in range(n)]
     return float(np.mean([faithfulness.spearman(trained, other).mean() for other in random]))

@@ -9,17 +9,21 @@ from IPython.display import HTML, Markdown
 from scmoe import report
 from scmoe.colours import title_of
 from scmoe.data import Split
+from scmoe.explain import faithfulness, reference
 from scmoe.explain.attribution import METHODS, PRIMARY
 from scmoe.explain.known import Concepts
-from scmoe.explain.study import REFERENCE, Study
+from scmoe.explain.study import CHEAP, REFERENCE, Study
+from scmoe.explain.truth import PATTERN, RANDOM, SHUFFLED, SIGNED
 from scmoe.record import Run
 
 CHEAPER = {"shap_gradient": 10, "shap_permutation": 100, "shap_kernel": 100}  # set in advance
+NOTHING = (RANDOM, SHUFFLED)  # models that must not recover anything
+MARGIN = 0.005  # of deletion and insertion, below which a difference is none to speak of
 COLUMNS = {
     "seconds": "s / 1000 cells", "peak_mb": "memory (MB)", "budget": "budget",
     "split_half": "split-half", "cells": "cells", "deletion": "deletion", "insertion": "insertion",
     "infidelity": "infidelity", "agreement": "agreement", "overlap": "top-20 overlap",
-    "stability": "stability",
+    "by_patch": "by patch", "stability": "stable over seeds", "stability_folds": "over folds",
 }  # fmt: skip
 
 
@@ -29,58 +33,117 @@ def takeaway(study: Study) -> Markdown:
     cost = " and ".join(
         f"{row['cheaper']:,.0f} times less than {METHODS[name]}" for name, row in versus.iterrows()
     )
-    verdicts = [
-        f"its {what} is {_verdict(row, what)} that of {METHODS[name]}"
-        for name, row in versus.iterrows()
-        for what in ("deletion", "insertion")
-        if _verdict(row, what) != "not told apart from"
-    ]
-    worth = (
-        f"On the same cells, {'; '.join(verdicts)}."
-        if verdicts
-        else "On the same cells, its deletion and insertion scores are not told apart from theirs."
-    )
-    routing = table.loc["routing"]
-    says = (
-        "says more than chance about which features matter"
-        if routing["deletion_low"] > 0
-        else "does not say which features matter better than chance"
-    )
+    worth = "; ".join(f"{_against(row)} {METHODS[name]}" for name, row in versus.iterrows())
     return Markdown(
         f"**Takeaway.** Explaining a prediction by one backward pass, split by expert, costs "
-        f"{cost}. "
-        f"{worth} What the router alone says {says} (deletion {routing['deletion']:.2f} against "
-        f"{table.at[PRIMARY, 'deletion']:.2f}, 0 being random order)."
+        f"{cost}. Held against SHAP on the same cells by deletion and insertion, it is {worth}. "
+        + _about_routing_alone(table.loc["routing"], table.loc[PRIMARY])
+        + _about_linear(study.explanations[PRIMARY].share_table()["linear path"].mean())
     )
+
+
+def _about_linear(share: float) -> str:
+    """Say so where what is explained is a linear model, for which gradients are exact."""
+    if share < 0.9:
+        return ""
+    return (
+        f" Mind that the linear path carries {share:.0%} of this model's answers: of a linear one "
+        "gradient × input is exact and cheap by construction, with experts or without, and the "
+        "router explains translations at most. The paper's architecture, further down, is the test."
+    )
+
+
+def _against(row: pd.Series) -> str:
+    """Is the primary method as faithful? Differences below MARGIN count as none."""
+    verdicts = {what: _verdict(row, what) for what in ("deletion", "insertion")}
+    if set(verdicts.values()) == {0}:
+        return "as faithful as"
+    said = [
+        f"{'more' if v > 0 else 'less'} faithful ({what} {row[what]:+.2f})"
+        for what, v in verdicts.items()
+        if v
+    ]
+    return f"{' and '.join(said)} than" if said else "as faithful as"
+
+
+def _about_routing_alone(routing: pd.Series, ours: pd.Series) -> str:
+    share = np.mean([routing[what] / ours[what] for what in ("deletion", "insertion")])
+    above = routing["deletion_low"] > 0 and routing["insertion_low"] > 0
+    return (
+        f"The router alone {'beats' if above else 'does not beat'} random order and reaches "
+        f"{share:.0%} of that faithfulness: read off one forward pass, it "
+        + ("suffices" if share > 0.9 else "does not suffice")
+        + " to tell which features matter."
+    )
+
+
+def of_record(dataset: str) -> Markdown:
+    """Show the stored full-profile scores of a data set, both protocols, and what they say."""
+    shown = []
+    for protocol in ("strict", "paper"):
+        if (study := reference.stored(dataset, protocol)) is None:
+            continue
+        caption = f"Table of record, {protocol} protocol, full profile"
+        shown += [methods_table(study, caption).data, about_cost(study).data]
+        shown += [other_ways(study).data]
+    if not shown:
+        return Markdown("No full-profile run of this data set is stored with the book.")
+    return Markdown("\n\n".join(shown))
+
+
+def agreement(study: Study) -> pd.DataFrame:
+    """Rank correlation of every two methods, columns numbered in the order of the rows."""
+    table = faithfulness.agreement(study.explanations)
+    numbers = range(1, len(table) + 1)
+    rows = [f"{i} {METHODS[name]}" for i, name in zip(numbers, table.index, strict=True)]
+    return table.set_axis(rows).set_axis(list(numbers), axis=1)
 
 
 def about_cost(study: Study) -> Markdown:
     """Hold the costs against what was asked for in advance, and say where it falls short."""
     said = []
     for name, row in study.versus.iterrows():
-        asked = CHEAPER[name]
-        met = (
-            "met"
-            if row["cheaper"] >= asked
-            else f"missed by a factor of {asked / row['cheaper']:.1f}"
-        )
-        budget = study.table.loc[name]
+        asked, own = CHEAPER[name], study.table.loc[name]
+        met = row["cheaper"] >= asked
+        short = "met" if met else f"missed by a factor of {asked / row['cheaper']:.1f}"
         worse = [
-            f"{what} is worse by {-row[what]:.3f}"
+            f"{what} is worse by {-row[what]:.3f} ({-row[f'{what}_high']:.3f} to "
+            f"{-row[f'{what}_low']:.3f})"
             for what in ("deletion", "insertion")
-            if row[f"{what}_high"] < 0
+            if _verdict(row, what) < 0
         ]
         said.append(
-            f"- **{METHODS[name]}** agrees with itself at a budget of {budget['budget']:.0f} "
-            f"(split-half rank correlation {budget['split_half']:.2f}). Asked for: at least "
-            f"{asked} "
-            f"times cheaper than that. Found: {row['cheaper']:,.0f} times: {met}. "
-            + (f"Our {' and '.join(worse)}." if worse else "Our scores are no worse than its.")
+            f"- **{METHODS[name]}**, at a budget of {own['budget']:.0f}, has halves that correlate "
+            f"by {own['split_half']:.2f}"
+            + ("" if own["split_half"] >= 0.9 else ", short of .9: it would cost more yet")
+            + f". Asked for: at least {asked} times cheaper than that. Found: "
+            f"{row['cheaper']:,.0f} times: {short}. On {own['cells']:.0f} cells "
+            + (
+                f"our {' and '.join(worse)}: here SHAP is worth its price."
+                if worse
+                else "our deletion and insertion are no worse: here its price buys nothing."
+            )
         )
     return Markdown("\n".join(said))
 
 
-def methods_table(study: Study) -> HTML:
+def other_ways(study: Study) -> Markdown:
+    """Say whether another cheap method closes the gap to SHAP that the primary one leaves."""
+    table, reference = study.table, study.table.loc[REFERENCE]
+    words = [
+        f"{METHODS[name]} {table.at[name, 'agreement']:.2f} (deletion "
+        f"{table.at[name, 'deletion']:.2f}, {table.at[name, 'seconds']:.1f} s)"
+        for name in CHEAP
+    ]
+    return Markdown(
+        f"Rank correlation with SHAP Permutation ({reference['seconds']:,.0f} s per 1000 cells): "
+        f"{'; '.join(words)}. Summed over patches, the finest that routing tells apart, "
+        f"{METHODS['routing']} reaches {table.at['routing', 'by_patch']:.2f} and the primary "
+        f"method {table.at[PRIMARY, 'by_patch']:.2f}."
+    )
+
+
+def methods_table(study: Study, caption: str = "Every method on the same test cells") -> HTML:
     """Show every method's scores."""
     table = study.table.reindex(columns=list(COLUMNS)).rename(columns=COLUMNS, index=METHODS)
     for what in ("deletion", "insertion"):
@@ -89,7 +152,7 @@ def methods_table(study: Study) -> HTML:
             for _, row in study.table.iterrows()
         ]
     table = table.astype({"cells": int, "budget": int}).dropna(axis=1, how="all")
-    return report.table(table, "Every method on the same test cells; in brackets 95 % intervals", 2)
+    return report.table(table, f"{caption}; in brackets 95 % intervals", 2)
 
 
 def about_shares(shares: pd.DataFrame) -> Markdown:
@@ -184,26 +247,77 @@ def about_concepts(found: Concepts) -> Markdown:
 
 
 def about_recovery(table: pd.DataFrame) -> Markdown:
-    """Say how well the truth is recovered, and where simpler things do better."""
+    """Say how well the truth is recovered, and where simpler things do better.
+
+    Parameters
+    ----------
+    table
+        Rows (what, by), columns `auprc, chance`: of one simulation, or means over several.
+    """
     said = []
     for what, part in table.groupby(level=0, sort=False):
         auprc, chance = part["auprc"].droplevel(0), part["chance"].iloc[0]
-        ours = auprc[METHODS[PRIMARY]]
-        others = auprc.drop([METHODS[PRIMARY], "random weights"], errors="ignore")
-        others = others.drop([name for name in others.index if name in METHODS.values()])
-        better = others[others > ours]
+        ours, shap = (auprc[METHODS[name]] for name in (PRIMARY, "shap_gradient"))
+        simple = auprc.drop([name for name in auprc.index if name in METHODS.values()])
+        nothing = simple[simple.index.isin(NOTHING)]
+        ways = simple[simple.index.isin([SIGNED, PATTERN])]
+        simple = simple.drop([*nothing.index, *ways.index])
+        twice = (
+            f"{ours / chance:.1f} times chance"
+            if 2 * chance <= 1
+            else f"twice chance, {chance:.2f}, would be more than 1"
+        )
+        better = simple[simple > ours]
         said.append(
-            f"**{what[0].upper()}{what[1:]}**: area under the precision–recall curve {ours:.2f}, "
-            f"chance {chance:.2f} ({ours / chance:.1f} times chance), a model with random weights "
-            f"{auprc['random weights']:.2f}"
+            f"**{what[0].upper()}{what[1:]}.** Area under the precision–recall curve {ours:.2f} "
+            f"({twice}); SHAP Gradient {shap:.2f}, "
+            + ("within the .02 allowed" if ours >= shap - 0.02 else "more than .02 better")
+            + "".join(f"; {name} {value:.2f}" for name, value in ways.items())
+            + "; without any model, "
+            + ", ".join(f"{name} {value:.2f}" for name, value in simple.items())
+            + (f": {better.idxmax()} finds more" if len(better) else ": less")
+            + "; of models that know nothing, "
+            + ", ".join(f"{name} {value:.2f}" for name, value in nothing.items())
+            + f" (chance {chance:.2f})"
             + (
-                f"; better without any model: "
-                f"{', '.join(f'{n} {v:.2f}' for n, v in better.items())}."
-                if len(better)
-                else f"; correlation {others['correlation']:.2f}."
+                ": an input away from its mean is itself a hint, which gradient × input keeps."
+                if (nothing > chance + 0.05).any()
+                else "."
             )
         )
-    return Markdown(" ".join(said))
+    return Markdown("\n\n".join(said))
+
+
+def about_networks(studied: pd.DataFrame, run: Run) -> Markdown:
+    """Say how well the truth of many simulated networks is recovered, and how often it is.
+
+    Without a study of the run's own, the stored ones are spoken of.
+    """
+    if not studied.empty:
+        return Markdown(_about_networks(studied))
+    both = {name: reference.networks(run.dataset, name) for name in ("strict", "paper")}
+    said = [
+        f"*Stored with the book, {name} protocol.* {_about_networks(table)}"
+        for name, table in both.items()
+        if len(table)
+    ]
+    return Markdown("\n\n".join(said) or "These cells are not simulated: there is no such study.")
+
+
+def _about_networks(studied: pd.DataFrame) -> str:
+    means = studied.groupby(["what", "by"], sort=False)[["auprc", "chance"]].mean()
+    said = [f"Means over {studied.groupby(['backbone', 'seed']).ngroups} simulated networks."]
+    for (what, backbone), part in studied.groupby(["what", "backbone"], sort=False):
+        wide = part.pivot(index="seed", columns="by", values="auprc")
+        ours = wide[METHODS[PRIMARY]]
+        said.append(
+            f"- {what}, {backbone}: {ours.mean():.2f} ± {ours.std():.2f} (standard deviation), at "
+            f"least that of SHAP Gradient less .02 in "
+            f"{(ours >= wide[METHODS['shap_gradient']] - 0.02).sum()} of {len(ours)} networks, of "
+            f"correlation in {(ours >= wide['correlation']).sum()}, and twice chance in "
+            f"{(ours.to_numpy() >= 2 * part.groupby('seed')['chance'].first()).sum()}"
+        )
+    return "\n".join([said[0], "", *said[1:], "", about_recovery(means).data])
 
 
 def about_ranks(ranks: pd.DataFrame, what: str) -> Markdown:
@@ -246,7 +360,7 @@ def caveats(run: Run, split: Split, study: Study) -> Markdown:
         "the linear path was fitted in closed form and the network given only the say that "
         "validation cells granted: what experts do for groups is bounded by that",
     ]
-    if not study.others:
+    if "stability" not in study.table:
         points.append("one seed: how stable explanations are over seeds is for the full profile")
     if run.task == "unsupervised":
         points.append("clusters are explained, and which group a cluster is was not asked")
@@ -264,7 +378,8 @@ def about_sanity(similar: float, deep: float, study: Study) -> Markdown:
     )
 
 
-def _verdict(row: pd.Series, what: str) -> str:
-    if row[f"{what}_low"] > 0:
-        return "better than"
-    return "worse than" if row[f"{what}_high"] < 0 else "not told apart from"
+def _verdict(row: pd.Series, what: str) -> int:
+    """1: better, -1: worse, 0: told apart neither by the interval nor by more than MARGIN."""
+    if abs(row[what]) < MARGIN:
+        return 0
+    return int(row[f"{what}_low"] > 0) - int(row[f"{what}_high"] < 0)

@@ -42,12 +42,6 @@ FIGURES = {
     "expert_usage": lambda: plot.expert_usage(
         {"rna": pd.DataFrame([[0.5, 0.5], [0.0, 1.0]], ["a", "b"])}, "T"
     ),
-    "attribution_bars": lambda: plot.attribution_bars(
-        pd.DataFrame(
-            {"SHAP": [0.7, 0.3]}, pd.MultiIndex.from_tuples([("rna", "x"), ("ephys", "x")])
-        ),
-        "T",
-    ),
 }
 
 

@@ -1,0 +1,118 @@
+"""The page's study as a whole: every number has a place, and comes back from the file it is in."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import scmoe
+from scmoe import explain
+from scmoe.explain import faithfulness, known, reference, study, truth, words
+from scmoe.metrics import COLUMNS
+from tests.conftest import make_tiny
+from tests.unit.test_explain_attribution import make_fitted
+
+PLAN = study.Plan(8, 4, 2, 2, 20, gradient_budgets=(8, 64), permutation_budgets=(2, 4))
+
+
+@pytest.fixture(scope="module")
+def scored():
+    model, _, _ = make_fitted()
+    split = scmoe.data.split_mudata(make_tiny(90))
+    run = scmoe.record.Run("patchseq", out_dir="unused")
+    return study.score(model, split, PLAN, {"seeds": [model]}), model, split, run
+
+
+def test_every_method_has_every_score_that_it_can_have(scored):
+    found = scored[0]
+    names = ["seconds", "peak_mb", "budget", "deletion", "insertion", "infidelity", "agreement"]
+    assert np.isfinite(found.table[names].to_numpy(float)).all()
+    assert found.table.loc[explain.PRIMARY, "stability"] == pytest.approx(1)
+    assert list(found.versus.index) == ["shap_gradient", "shap_permutation"]
+    assert (found.table["cells"] == [8, 8, 8, 8, 4, 2]).all()
+
+
+def test_scores_come_back_from_the_file_that_the_book_keeps(scored, tmp_path):
+    found, model, split, run = scored
+    further = {"rank of ": pd.DataFrame({"Sst": [3]}, ["correlation"])}
+    records = study.records(found, model, split, run, further)
+    assert list(records) == COLUMNS
+    provenance = dict.fromkeys(reference.KEPT)
+    content = {"records": records.to_dict("records"), "provenance": provenance}
+    folder = tmp_path / "interpretability-dataset_own"
+    folder.mkdir()
+    (folder / "metrics.json").write_text(json.dumps(content, default=float))
+    file = tmp_path / "kept.csv"
+    reference.gather(tmp_path, file)
+    back = reference.stored("own", "strict", file)
+    shared = found.table.columns.intersection(back.table.columns)
+    assert len(shared) > 10
+    assert np.allclose(back.table[shared], found.table[shared], rtol=1e-3, equal_nan=True)
+    assert np.allclose(back.versus[found.versus.columns], found.versus, rtol=1e-3, atol=1e-4)
+    assert words.about_cost(back).data
+    assert reference.stored("own", "paper", file) is None
+    assert json.loads(file.with_suffix(".json").read_text()) == {folder.name: provenance}
+
+
+def test_many_networks_come_back_too(tmp_path):
+    index = {"backbone": "linear", "seed": 3, "what": truth.EDGES}
+    rows = [index | {"by": by, "auprc": 0.5, "chance": 0.1} for by in ("correlation", "ours")]
+    scores = known.scores_of_networks(pd.DataFrame(rows))
+    parts = [
+        table.add_prefix(before).melt(ignore_index=False, var_name="metric").reset_index()
+        for before, table in scores.items()
+    ]
+    records = pd.concat(parts).rename(columns={"by": "method"})
+    records.assign(dataset="dyngen", protocol="strict").to_csv(tmp_path / "kept.csv", index=False)
+    back = reference.networks("dyngen", "strict", tmp_path / "kept.csv")
+    assert back.assign(seed=back["seed"].astype(int)).to_dict("records") == rows
+
+
+def test_differences_too_small_to_speak_of_are_none(scored):
+    row = scored[0].versus.iloc[0].copy()
+    row[["deletion", "deletion_low", "deletion_high"]] = -1e-6, -2e-6, -1e-7
+    row[["insertion", "insertion_low", "insertion_high"]] = 0.1, 0.05, 0.2
+    assert words._against(row) == "more faithful (insertion +0.10) than"
+
+
+def test_other_models_are_compared_where_they_say_the_same(scored):
+    _, model, split, _ = scored
+    cells = study.complete(split.test, 6, 0)
+    why = explain.attribute(model, cells)
+    other = dataclasses.replace(
+        why,
+        features=why.features | {"rna": why.features["rna"][2:]},
+        values=why.values | {"rna": why.values["rna"][:, :, 2:]},
+        groups=np.where(np.arange(6) < 2, "elsewhere", why.groups),
+    )
+    assert faithfulness.stability([why, other]) == pytest.approx(1)
+    other.groups = np.full(6, "elsewhere")
+    assert np.isnan(faithfulness.stability([why, other]))
+
+
+@pytest.mark.slow
+def test_without_a_linear_path_everything_is_scored_all_the_same():
+    config = scmoe.Config().replace(d=16, n_patches=4, n_experts=4, epochs=2, linear_path=False)
+    split = scmoe.data.split_mudata(make_tiny(90))
+    model = scmoe.ScMoE(config=config).fit(split, device="cpu", progress=False)
+    found = study.score(model, split, PLAN)
+    assert found.explanations[explain.PRIMARY].share_table()["linear path"].eq(0).all()
+    assert study.flows(model, found.cells, split.train).shape == (3, 3)
+    assert abs(study.likeness_to_random(found, model, split.train)) < 0.5
+
+
+@pytest.mark.slow
+def test_models_that_know_nothing_recover_less_than_the_trained_one(tmp_path):
+    run = scmoe.record.Run("dyngen", epochs=2, out_dir=tmp_path, device="cpu")
+    plan = dataclasses.replace(study.PLANS["quick"], n_cells=60, n_shap=4)
+    table = truth.recovery_study(run, plan, n_seeds=1, backbones=["linear"])
+    auprc = table.pivot(index="what", columns="by", values="auprc")
+    chance = table.groupby("what")["chance"].first()
+    ours = explain.METHODS[explain.PRIMARY]
+    assert auprc.at[truth.EDGES, ours] > 2 * chance[truth.EDGES]
+    assert auprc.at[truth.EDGES, truth.RANDOM] < 1.5 * chance[truth.EDGES]
+    groups = auprc.loc[truth.GROUPS]
+    assert groups[truth.SHUFFLED] < chance[truth.GROUPS] + 0.1
+    assert groups[ours] > groups[truth.SHUFFLED] + 0.05
