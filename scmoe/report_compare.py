@@ -40,6 +40,9 @@ def load(run: Run) -> Found:
     """
     folder = Path(run.extra.get("records") or BOOK / "runs" / "quick")
     own = read_records(folder if folder.exists() else [])
+    named = [Path(run).parent.name.startswith(name)
+             for run, name in zip(own["run"], own["dataset"], strict=True)]  # fmt: skip
+    own = own[np.array(named, bool)]  # pages about something else have records of their own
     stored, provenance = read_table(run.extra.get("reference") or TABLE)
     table = contest.prepare(stored)
     rivals = {"simple": "simple", "peer": "peer", "linear": [contest.LINEAR]}

@@ -1,6 +1,7 @@
 """The table of record: complete, sorted, replaced where run again, and of one version of ours."""
 
 import json
+import shutil
 
 import pandas as pd
 import pytest
@@ -67,9 +68,13 @@ def test_a_newer_run_of_ours_replaces_all_that_older_sources_made(folder, table,
     assert {m["sources"] for m in provenance["runs"] if m["methods"] == "scmoe"} == {"another"}
 
 
-def test_the_comparison_reads_it_and_the_readers_runs(folder, table):
-    where = {"records": str(folder / "scmoe"), "reference": str(table)}
+def test_the_comparison_reads_it_and_the_readers_runs(folder, table, tmp_path):
+    own = tmp_path / "quick" / "dyngen-100x60-s5"
+    shutil.copytree(folder / "scmoe" / "fold_0", own)
+    shutil.copytree(own, own.with_name("leaks"))  # another page's records are not the set's own
+    where = {"records": str(own.parent), "reference": str(table)}
     found = report_compare.load(Run("compare", extra=where))
+    assert len(found.own) == len(json.loads((own / "metrics.json").read_text())["records"])
     assert "simulated" in report_compare.banner(found).data
     assert "Against the best simple method" in report_compare.takeaway(found).data
     shown = report_compare.record(found).data
