@@ -208,3 +208,14 @@ def test_without_files_the_page_says_stand_in(tmp_path):
     captions = re.findall("<caption>(.*?)</caption>", shown(cells))
     assert all("stand-in" in caption for caption in captions)
     assert {row["data_source"] for row in metrics(tmp_path / "run")["records"]} == {"stand-in"}
+
+
+@pytest.mark.parametrize("name", ["leaks", "conflict"])
+def test_a_page_on_a_claim_shows_its_own_run_beside_the_table_of_record(name, few_cells, tmp_path):
+    cells = papermill(name, tmp_path, few_cells)
+    words = shown(cells, "text/markdown")
+    assert "**Takeaway.**" in words and "*The table of record.*" in words
+    assert "an excerpt" in shown(cells) and "this run" in shown(cells).lower()
+    records = pd.DataFrame(metrics(tmp_path)["records"])
+    assert {"accuracy", "r2"} <= set(records["metric"])
+    assert set(records["data_source"]) == {"excerpt"}

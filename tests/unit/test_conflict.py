@@ -103,3 +103,10 @@ def test_sparse_experts_are_spared_what_only_the_dense_network_loses():
         + rows(conflict.SPARSE, [0.9, 0.8], 1) + rows(conflict.SPARSE, [0.9, 0.8], 2)
     )  # fmt: skip
     assert conflict.spared(table)["sparse less dense"].item() == pytest.approx(0.4)
+
+
+def test_the_table_of_record_has_every_ladder():
+    table = conflict.by_rung(conflict.read_reference())
+    assert set(table["dataset"]) == set(conflict.LADDERS)
+    assert np.isfinite(table["value"]).all()
+    assert {conflict.SPARSE, conflict.DENSE, conflict.EARLY, conflict.LATE} <= set(table["method"])
