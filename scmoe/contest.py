@@ -28,6 +28,7 @@ METRICS = {
     "translation": ["r2"],
 }
 OURS, LINEAR = "scMoE", "scMoE linear path"
+LOCATION = "coordinates alone (nearest neighbours)"  # reads no modality: not a rival, a warning
 PEERS = ["UnitedNet", "MOFA+", "UniVI", "totalVI", "MultiVI", "Matilda"]
 LEAST = 0.01  # a smaller difference counts as none, unless its standard error is larger
 N_BOOTSTRAP = 10_000
@@ -42,7 +43,8 @@ def prepare(records: pd.DataFrame, metrics: dict[str, list[str]] = METRICS) -> p
 
     Returns
     -------
-    The records with `set`, `entrant`, `kind` ("ours", "peer" or "simple") and folds as text.
+    The records, folds as text, with `set`, `entrant` and `kind`: "ours", "peer", "simple" or
+    "location".
     """
     counts = pd.Series(False, index=records.index)
     for task, names in metrics.items():
@@ -61,7 +63,8 @@ def prepare(records: pd.DataFrame, metrics: dict[str, list[str]] = METRICS) -> p
     told = ~some | alone | np.array(named, bool)
     table["entrant"] = table["method"].where(told, table["method"] + " of " + table["modalities"])
     peer = table["method"].isin(PEERS)
-    kind = np.select([table["method"].str.startswith(OURS), peer], ["ours", "peer"], "simple")
+    ours, place = table["method"].str.startswith(OURS), table["method"].eq(LOCATION)
+    kind = np.select([ours, peer, place], ["ours", "peer", "location"], "simple")
     return table.assign(kind=kind)
 
 
@@ -92,6 +95,17 @@ def differences(table: pd.DataFrame, rivals: str | Sequence[str], ours: str = OU
     mean = both.groupby([*ENTRY, "rival"])["difference"].mean().reset_index()
     best = mean.sort_values("difference", kind="stable").drop_duplicates(ENTRY)
     return both.merge(best[[*ENTRY, "rival"]], on=[*ENTRY, "rival"])
+
+
+def fixed(table: pd.DataFrame) -> list[str]:
+    """Name one simple method for each task: the best on average over all entries of the task.
+
+    Of those that took part in all entries in which any did; means over folds and seeds.
+    """
+    simple = table[table["kind"].eq("simple")]
+    wide = simple.pivot_table(index=ENTRY, columns="entrant", values="value")
+    parts = [part.dropna(axis=1) for _, part in wide.groupby(level="task")]
+    return [part.mean().idxmax() for part in parts if part.shape[1]]
 
 
 def folds_of(name: str) -> int:
@@ -127,8 +141,15 @@ def by_entry(found: pd.DataFrame) -> pd.DataFrame:
 
     `below` says that ours is lower by more than a standard error and by more than `LEAST`.
     """
-    rows = []
-    for key, part in found.groupby(ENTRY, sort=False):
+    rows, order = [], [(task, m) for task, names in METRICS.items() for m in names]
+    parts = sorted(
+        found.groupby(ENTRY, sort=False),
+        key=lambda entry: (
+            entry[0][0],
+            order.index(entry[0][1:3]) if entry[0][1:3] in order else 0,
+        ),
+    )
+    for key, part in parts:
         row = dict(zip(ENTRY, key, strict=True)) | {"ours": part["ours"].mean()}
         row |= {"rival": part["rival"].iloc[0], "theirs": part["theirs"].mean()}
         k = folds_of(row["set"])

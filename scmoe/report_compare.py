@@ -15,7 +15,12 @@ from scmoe.collect import BOOK, TABLE, read_table
 from scmoe.colours import in_order, title_of
 from scmoe.record import Run, read_records
 
-RIVALS = {"simple": "best simple method", "peer": "best peer", "linear": "linear path alone"}
+RIVALS = {
+    "simple": "best simple method",
+    "fixed": "one simple method",
+    "peer": "best peer",
+    "linear": "linear path alone",
+}
 PAPER = BOOK / "paper_results.csv"  # a header alone, until somebody has the paper's tables
 CALIBRATION = {"supervised": ["ece"]}
 
@@ -45,7 +50,8 @@ def load(run: Run) -> Found:
     own = own[np.array(named, bool)]  # pages about something else have records of their own
     stored, provenance = read_table(run.extra.get("reference") or TABLE)
     table = contest.prepare(stored)
-    rivals = {"simple": "simple", "peer": "peer", "linear": [contest.LINEAR]}
+    rivals = {"simple": "simple", "fixed": contest.fixed(table), "peer": "peer",
+              "linear": [contest.LINEAR]}  # fmt: skip
     differences = {name: contest.differences(table, who) for name, who in rivals.items()}
     entries = {name: contest.by_entry(found) for name, found in differences.items()}
     return Found(own, stored, provenance, table, differences, entries)
@@ -83,6 +89,11 @@ def takeaway(found: Found) -> Markdown:
                 f"average over {total['entries']} entries of {total['sets']} sets, and is lower in "
                 f"{total['below']} of them by more than {contest.LEAST} and a standard error."
             )
+    one = contest.overall(found.entries["fixed"])
+    if one["entries"]:
+        names = ", ".join(found.entries["fixed"]["rival"].unique())
+        said.append(f"Against one simple method a task, the same everywhere ({names}): "
+                    f"{_interval(one)}.")  # fmt: skip
     experts = contest.overall(found.entries["linear"])
     if experts["entries"]:
         said.append(f"Over its own linear path, the experts add {_interval(experts)}.")
@@ -171,7 +182,8 @@ def record(found: Found) -> HTML:
     R² is the mean over ordered pairs. The best of a kind is the best in that entry.
     """
     columns = {"scMoE": ["ours", contest.OURS], "linear path": ["ours", contest.LINEAR],
-               "best simple": ["simple", None], "best peer": ["peer", None]}  # fmt: skip
+               "best simple": ["simple", None], "best peer": ["peer", None],
+               "coordinates alone": ["location", None]}  # fmt: skip
     place = ["set", "task", "metric"]
     entries = found.table.groupby([*contest.ENTRY, "kind", "entrant"])["value"].mean().reset_index()
     wide = {}

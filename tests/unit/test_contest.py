@@ -75,6 +75,21 @@ def test_ours_and_peers_are_no_simple_methods():
     assert kinds.to_dict() == dict(zip(names, ["ours", "ours", "peer", "simple"], strict=True))
 
 
+def test_coordinates_alone_are_no_rival():
+    parts = [records("scMoE", {(0, 0): 0.5}), records("late fusion", {(0, 0): 0.4})]
+    parts.append(records(contest.LOCATION, {(0, 0): 0.9}, modalities="coordinates"))
+    table = contest.prepare(pd.concat(parts))
+    assert contest.differences(table, "simple")["rival"].tolist() == ["late fusion"]
+
+
+def test_one_simple_method_a_task_is_the_best_on_average_of_those_that_ran_everywhere():
+    parts = []
+    for name, scores in {"a": (0.9, 0.1), "b": (0.6, 0.6), "scMoE": (1, 1), "c": (0.99,)}.items():
+        for dataset, score in zip(("patchseq", "dyngen"), scores, strict=False):
+            parts.append(records(name, {(0, 0): score}, dataset=dataset))
+    assert contest.fixed(contest.prepare(pd.concat(parts))) == ["b"]
+
+
 def test_blocks_and_batches_are_sets_of_their_own_and_the_paper_protocol_is_left_out():
     table = contest.prepare(
         pd.concat(
