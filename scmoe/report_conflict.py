@@ -127,11 +127,11 @@ def gradients(table: pd.DataFrame, title: str) -> Figure:
         for ax, tasks in zip(row, kinds, strict=True):
             part = found[(found["dataset"] == ladder) & (found["tasks"] == tasks)]
             for method, line in ((conflict.SPARSE, "-"), (conflict.DENSE, "--")):
-                for n, style in zip((part["n"].min(), part["n"].max()), ("o", "s"), strict=True):
+                for n, many, style in ((2, "two", "o"), (part["n"].max(), "all", "s")):
                     rows = part[(part["method"] == method) & (part["n"] == n)]
                     mean = rows.groupby("epoch")["value"].mean()
                     ax.plot(mean.index, mean, line, marker=style, ms=4, color=COLOURS[method],
-                            label=f"{method}, {n} modalities")  # fmt: skip
+                            label=f"{method}, {many} modalities")  # fmt: skip
             ax.axhline(0, color=FAINT, lw=0.8, ls=":")
             ax.set_title(f"{LADDERS[ladder]}: {tasks}", fontsize=10)
         row[0].set_ylabel("cosine")
