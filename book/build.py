@@ -28,6 +28,8 @@ SOURCES = {  # what a data source is called on a page
     "simulated": "simulated",
     "stand-in": "**stand-in**",
 }
+CLAIMS = ("Claims, tested", "Interpretability, measured")  # parts of _toc.yml
+TAKEAWAY = "**Takeaway.**"
 
 
 def notebook_errors(notebooks: list[Path]) -> list[str]:
@@ -107,6 +109,21 @@ def summary(records: pd.DataFrame) -> str:
     return "\n".join(lines) + "\n"
 
 
+def takeaways(toc: Path, source: Path) -> str:
+    """Give a Markdown list: what each page of the claims answers, in the words of its run."""
+    lines = []
+    for part in yaml.safe_load(toc.read_text())["parts"]:
+        for chapter in part["chapters"] if part.get("caption") in CLAIMS else []:
+            notebook = source / f"{chapter['file']}.ipynb"
+            for cell in json.loads(notebook.read_text())["cells"]:
+                for output in cell.get("outputs", []):
+                    words = "".join(output.get("data", {}).get("text/markdown", ""))
+                    if words.startswith(TAKEAWAY):
+                        answer = " ".join(words.removeprefix(TAKEAWAY).split())
+                        lines.append(f"- [{chapter['title']}]({chapter['file']}.ipynb). {answer}")
+    return "\n".join(lines) + "\n"
+
+
 def broken_links(html: Path) -> list[str]:
     """Give a line per link, image or script of the built pages whose target is not there."""
     files = [path for path in html.rglob("*.html") if "_static" not in path.parts]
@@ -160,6 +177,7 @@ def main() -> None:
     generated = BOOK / "_generated"
     generated.mkdir(exist_ok=True)
     (generated / "summary.md").write_text(summary(read_records(quick, runs)))
+    (generated / "takeaways.md").write_text(takeaways(ROOT / "_toc.yml", BOOK))
 
     stamp = BOOK / "_build" / "made_from"
     if stamp.exists() and stamp.read_text() == made_from():

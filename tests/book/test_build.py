@@ -87,9 +87,19 @@ def test_the_summary_says_stand_in_and_sets_ours_beside_the_best_other():
     assert "| 0.500 | 0.990 | 0.700 late fusion | 0.200 | – |" in line
 
 
+def test_the_answers_of_the_claims_are_the_words_of_their_runs(tmp_path):
+    said = nb.new_output("display_data", data={"text/markdown": "**Takeaway.** It does\nnot."})
+    write_notebook(tmp_path / "leaks.ipynb", nb.new_code_cell("1", outputs=[said]))
+    chapters = [{"file": "leaks", "title": "Leaks"}]
+    toc = {"parts": [{"caption": "Claims, tested", "chapters": chapters}, {"chapters": chapters}]}
+    (tmp_path / "_toc.yml").write_text(yaml.safe_dump(toc))
+    found = build.takeaways(tmp_path / "_toc.yml", tmp_path)
+    assert found == "- [Leaks](leaks.ipynb). It does not.\n"
+
+
 def test_every_run_page_of_the_contents_is_run_by_the_quick_profile():
     quick = yaml.safe_load((ROOT / "runs.yml").read_text())["profiles"]["quick"]["notebooks"]
     pages = build.contents(ROOT / "_toc.yml")
-    shown = {Path(page).name for page in pages if page.startswith("runs/quick/")}
-    assert shown == set(quick)
+    runs = [Path(page).name for page in pages if page.startswith("runs/quick/")]
+    assert {run.partition("-")[0] for run in runs} == set(quick)  # what is swept over follows a dash
     assert all((ROOT / "notebooks" / f"{name}.ipynb").exists() for name in quick)
