@@ -64,10 +64,11 @@ def takeaway(found: dict[str, dict]) -> Markdown:
             + ", ".join(f"{value:.1f} times ({PRESETS[name]})" for name, value in ratio.items())
             + " faster than in the plain implementation, in float32."
         )
-        short = ours[ratio < ours["asked"]]
+        short = epochs[epochs["epoch, naive / this"] < epochs["asked"].astype(float)]
         said += [
-            f"The target for {PRESETS[name]}, {row['asked']:g} times, is missed."
-            for name, row in short.iterrows()
+            f"The target for {PRESETS[row['preset']]} in {row['row'].removeprefix('scmoe ')}, "
+            f"{row['asked']:g} times, is missed."
+            for _, row in short.iterrows()
         ]
     quality = frame(found, QUALITY)
     for data, rows in quality.groupby("data", sort=False) if len(quality) else ():

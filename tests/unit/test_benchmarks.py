@@ -90,4 +90,4 @@ def test_the_page_on_speed_says_which_target_is_missed(tmp_path):
     common.write(tmp_path / "epochs.json", {report_speed.EPOCHS: pd.DataFrame(rows)}, {})
     said = report_speed.takeaway(report_speed.load(tmp_path)).data
     assert "2.2 times (Dyngen)" in said
-    assert "The target for ATAC, 2.5 times, is missed." in said
+    assert "The target for ATAC in float32, 2.5 times, is missed." in said
