@@ -101,5 +101,6 @@ def test_every_run_page_of_the_contents_is_run_by_the_quick_profile():
     quick = yaml.safe_load((ROOT / "runs.yml").read_text())["profiles"]["quick"]["notebooks"]
     pages = build.contents(ROOT / "_toc.yml")
     runs = [Path(page).name for page in pages if page.startswith("runs/quick/")]
-    assert {run.partition("-")[0] for run in runs} == set(quick)  # what is swept over follows a dash
+    # what is swept over follows a dash
+    assert {run.partition("-")[0] for run in runs} == set(quick)
     assert all((ROOT / "notebooks" / f"{name}.ipynb").exists() for name in quick)
