@@ -21,6 +21,7 @@ from scmoe.record import PACKAGE
 BOOK = PACKAGE.parent / "book"
 TABLE = BOOK / "reference_results.csv"
 KEY = [name for name in COLUMNS if name not in ("value", "data_source")]
+CLAIMS = ("leaks", "conflict")  # pages with a table of record of their own
 OURS = ("scmoe", "dense")  # groups of methods that the model's sources decide
 MADE_FROM = ["commit", "data_source", "checksums", "platform", "device", "threads"]
 TEXT = dict.fromkeys(["fold", "modalities", "target_modality", "source_modality"], str)
@@ -53,6 +54,8 @@ def collect(files: Iterable[Path], path: str | Path = TABLE) -> int:
             for name, seconds in made.pop("seconds").items()}  # fmt: skip
     refused, tables = provenance["refused"], []
     for file in sorted(files, key=lambda file: file.stat().st_mtime):
+        if file.parent.name in CLAIMS:
+            continue
         content = json.loads(file.read_text())
         if not content["records"] or content["records"][0]["task"] == "interpretability":
             continue  # explanations have a table of their own: scmoe.explain.reference
@@ -120,10 +123,36 @@ def _write(records: pd.DataFrame, runs: dict, refused: dict, path: Path) -> None
     path.with_suffix(".json").write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
 
 
+def collect_claim(file: Path, folder: Path = BOOK) -> Path:
+    """Write what a page on a claim left as its table of record, its origin in the first lines.
+
+    Parameters
+    ----------
+    file
+        `metrics.json` of a run of `leaks` or `conflict`, in the folder of that name.
+    """
+    content = json.loads(file.read_text())
+    its, records = content["provenance"], pd.DataFrame(content["records"], columns=COLUMNS)
+    seeds = records.groupby("dataset")["seed"].nunique()
+    threads, versions = its["threads"]["torch"], its["versions"]
+    path = folder / f"reference_{file.parent.name}.csv"
+    path.write_text(
+        f"# The {file.parent.name} page's records in the {its['parameters']['profile']} profile.\n"
+        f"# Seeds: {'; '.join(f'{name} {n}' for name, n in seeds.items())}.\n"
+        f"# Sources {its['sources']}, torch {versions['torch']}, {its['device']}, "
+        f"threads: {threads}, {its['seconds']['total']:.0f} s.\n"
+        + records.to_csv(index=False, float_format="%.5g")
+    )
+    return path
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("folder", nargs="?", default=BOOK / "runs" / "full", type=Path)
     parser.add_argument("--to", default=TABLE, type=Path, help="the table (CSV)")
     given = parser.parse_args()
+    for claim in CLAIMS:
+        if (file := given.folder / claim / "metrics.json").exists():
+            print(collect_claim(file, given.to.parent))
     n_dropped = collect(given.folder.rglob("metrics.json"), given.to)
     print(f"{given.to}: {len(read_table(given.to)[0])} records, {n_dropped} outdated ones dropped")

@@ -124,10 +124,9 @@ def measure(run: Run) -> pd.DataFrame:
 
     Quick: two rungs of DBiT-seq, few epochs. Full: all ladders, five seeds.
     """
+    run.split = split_of("dbitseq", run.seed, run.data_root, run.allow_standin)
     if run.profile == "quick":
-        split = split_of("dbitseq", run.seed, run.data_root, run.allow_standin)
-        run.split = split
-        two = list(rungs(split))[1]
+        two = list(rungs(run.split))[1]
         return climb("dbitseq", run.seed, two, run.epochs or QUICK_EPOCHS, strict=False)
     tables = []
     for seed in range(5):

@@ -253,9 +253,3 @@ def read_reference() -> pd.DataFrame:
     return pd.read_csv(BOOK / "reference_leaks.csv", comment="#", keep_default_na=False).astype(
         {"value": float}
     )
-
-
-def write_reference(records: pd.DataFrame, path: Path, note: str) -> None:
-    """Write records as a table of record, with where they come from in its first lines."""
-    lines = "".join(f"# {line}\n" for line in note.splitlines())
-    path.write_text(lines + records[COLUMNS].to_csv(index=False, float_format="%.5g"))

@@ -1,5 +1,6 @@
 """Each leak is a switch, and changes the score in the expected way; ours beside the published."""
 
+import json
 import math
 
 import numpy as np
@@ -7,7 +8,7 @@ import pandas as pd
 import pytest
 
 import scmoe
-from scmoe import leaks, paper
+from scmoe import collect, leaks, paper
 from scmoe.config import preset
 from scmoe.nn.network import Network
 
@@ -150,3 +151,16 @@ def test_the_table_of_record_can_be_read():
     assert np.isfinite(table["value"]).all()
     seeds = table[(table["training"] == leaks.PUBLISHED) & (table["dataset"] == "dbitseq")]
     assert seeds["seed"].nunique() >= 2
+
+
+def test_a_full_run_becomes_the_table_of_record(tmp_path, monkeypatch):
+    rows = pd.DataFrame([records(v, seed=s) for s, v in enumerate((0.25, 0.5))])
+    its = {"sources": "abc", "versions": {"torch": "2"}, "device": "cpu", "threads": {"torch": 1},
+           "seconds": {"total": 3.0}, "parameters": {"profile": "full"}}  # fmt: skip
+    file = tmp_path / "leaks" / "metrics.json"
+    file.parent.mkdir()
+    file.write_text(json.dumps({"records": rows.to_dict("records"), "provenance": its}))
+    path = collect.collect_claim(file, tmp_path)
+    assert path.name == "reference_leaks.csv" and "Seeds: dbitseq 2" in path.read_text()
+    monkeypatch.setattr(leaks, "BOOK", tmp_path)
+    assert leaks.read_reference()["value"].tolist() == [0.25, 0.5]
