@@ -37,8 +37,10 @@ def matrix(settings):
     runs = {}
     for notebook, entry in settings.get("notebooks", {}).items():
         fixed = settings.get("parameters", {}) | entry.get("parameters", {})
-        for run, values in swept(notebook, entry.get("sweep", {})).items():
-            runs[run] = (notebook, fixed | values)
+        sweeps = entry.get("sweep", {})
+        for sweep in sweeps if isinstance(sweeps, list) else [sweeps]:
+            for run, values in swept(notebook, sweep).items():
+                runs[run] = (notebook, fixed | values)
     return runs
 
 

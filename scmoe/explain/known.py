@@ -89,7 +89,7 @@ def same_gene_ranks(model: ScMoE, mdata: MuData, background: MuData) -> pd.DataF
 
 
 def concepts_of(model: ScMoE, mdata: MuData, labels: Sequence[str]) -> list[Concept]:
-    """Concepts that can be made from what is known of the cells, none of them the label itself.
+    """Concepts that can be made from what is known of the cells, not the label itself if possible.
 
     Matched within labels: library size, position, pseudotime, gene programmes. Where labels have
     families ("Sst-MET-3", "Sst-MET-4"), the largest family against the others, a known cell state.
@@ -119,7 +119,12 @@ def concepts_of(model: ScMoE, mdata: MuData, labels: Sequence[str]) -> list[Conc
     if "batch" in mdata.obs and mdata.obs["batch"].nunique() > 1:
         batch = mdata.obs["batch"].astype(str).to_numpy()
         made.append(Concept.of_cells(f"batch {batch[0]}", batch == batch[0]))
-    return [c for c in made if min(c.shows.sum(), c.lacks.sum()) >= 20]
+    made = [c for c in made if min(c.shows.sum(), c.lacks.sum()) >= 20]
+    if not made:
+        names, counts = np.unique(labels, return_counts=True)
+        largest = names[counts.argmax()]
+        made = [Concept.of_cells(f"{largest} cells (the label itself)", labels == largest)]
+    return made
 
 
 def check(model: ScMoE, split: Split, plan: Plan, seed: int = 0) -> tuple[str, pd.DataFrame]:

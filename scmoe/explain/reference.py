@@ -1,9 +1,10 @@
-"""The full-profile scores that are kept with the book, beside which a page shows its own run.
+"""The scores of explanations that are kept with the book, beside which a page shows its own run.
 
-    python -m scmoe.explain.reference book/runs/full
+    python -m scmoe.explain.reference book/runs/quick book/runs/full
 
-gathers the `metrics.json` of the interpretability runs below a folder into
-`book/reference_interpretability.csv` (records) and `.json` (where each run came from).
+gathers the `metrics.json` of the interpretability runs below some folders into
+`book/reference_interpretability.csv` (records) and `.json` (where they came from); of two runs of
+the same data set and protocol, that of the later folder is kept.
 """
 
 from __future__ import annotations
@@ -24,17 +25,26 @@ KEPT = ("parameters", "data_source", "checksums", "commit", "sources", "versions
 AGAINST = "primary against it, "
 
 
-def gather(folder: Path, file: Path = FILE) -> pd.DataFrame:
-    """Write the records of all interpretability runs below `folder`, and their provenance."""
-    tables, provenance = [], {}
-    for path in sorted(Path(folder).glob("interpretability*/metrics.json")):
+def gather(*folders: Path, file: Path = FILE) -> pd.DataFrame:
+    """Write the records of all interpretability runs below `folders`, and their provenance."""
+    tables, provenance = {}, {}
+    left = "interpretability*/metrics.json"
+    for path in (path for folder in folders for path in sorted(Path(folder).glob(left))):
         found = json.loads(path.read_text())
-        tables.append(pd.DataFrame(found["records"], columns=COLUMNS))
-        provenance[path.parent.name] = {name: found["provenance"][name] for name in KEPT}
-    records = pd.concat(tables, ignore_index=True)
+        table = pd.DataFrame(found["records"], columns=COLUMNS)
+        name = f"{table['dataset'].iloc[0]}, {table['protocol'].iloc[0]}"
+        tables[name] = table
+        provenance[name] = {key: found["provenance"][key] for key in KEPT}
+    records = pd.concat(tables.values(), ignore_index=True)
     records.to_csv(file, index=False, float_format="%.5g", lineterminator="\n")
     file.with_suffix(".json").write_text(json.dumps(provenance, indent=1) + "\n")
     return records
+
+
+def profile(dataset: str, protocol: str, file: Path = FILE) -> str:
+    """The profile that a data set's stored scores were made in."""
+    found = json.loads(file.with_suffix(".json").read_text())[f"{dataset}, {protocol}"]
+    return found["parameters"]["profile"]
 
 
 def networks(dataset: str, protocol: str, file: Path = FILE) -> pd.DataFrame:
@@ -67,4 +77,4 @@ def stored(dataset: str, protocol: str, file: Path = FILE) -> Study | None:
 
 
 if __name__ == "__main__":
-    print(f"{len(gather(Path(sys.argv[1])))} records in {FILE}")
+    print(f"{len(gather(*map(Path, sys.argv[1:])))} records in {FILE}")

@@ -12,6 +12,7 @@ from mudata import MuData
 from scipy.sparse import issparse
 
 from scmoe import summary
+from scmoe.config import Config
 from scmoe.data import DATASETS, Split
 from scmoe.data.cells import make_mudata
 from scmoe.explain import faithfulness, recovery
@@ -21,6 +22,7 @@ from scmoe.model import ScMoE
 from scmoe.record import SIMULATION, Run, source_hash
 
 REFERENCE = "shap_permutation"  # the SHAP that agreement is measured with: exact but for sampling
+ALONE = ", experts alone"  # behind the protocol's name: the same recipe without a linear path
 CHEAP = (PRIMARY, "gradient_x_input", "integrated_gradients", "routing")
 
 
@@ -43,7 +45,7 @@ class Plan:
 
 PLANS = {
     "quick": Plan(),
-    "full": Plan(100, 40, 10, 5, 100, True, 2, 2, 5),
+    "full": Plan(60, 20, 6, 5, 100, True, 1, 1, 5),
 }
 
 
@@ -63,9 +65,10 @@ class Study:
     table
         Method × score: `seconds` (per 1000 cells), `peak_mb`, `budget`, `split_half`, `cells`,
         `deletion`, `insertion` (areas better than random order, with `_low`, `_high` of their 95 %
-        interval), `infidelity`, `agreement` (Spearman) and `overlap` (top 20) with SHAP
-        Permutation, `by_patch` (the same Spearman after attributions are summed within patches,
-        the finest that routing can tell apart), `stability` over seeds and `stability_folds`.
+        interval), `infidelity`, `sensitivity` (medians), `agreement` (Spearman) and `overlap` (top
+        20) with SHAP Permutation, `by_patch` (the same Spearman after attributions are summed
+        within patches, the finest that routing can tell apart), `stability` over seeds and
+        `stability_folds`.
     versus
         Per SHAP method: by how much the primary method's deletion and insertion are better on the
         same cells (mean and 95 % interval), and how many times cheaper it is.
@@ -87,6 +90,20 @@ class Study:
     additivity: float = float("nan")
 
 
+def config_of(run: Run) -> Config:
+    """The protocol's configuration; without the linear path where the run asks for experts alone.
+
+    A model with a linear path may owe its answers to that alone, and then says nothing of experts.
+    """
+    config = run.config()
+    return config if run.extra.get("linear_path", True) else config.replace(linear_path=False)
+
+
+def protocol_of(run: Run) -> str:
+    """What the run's protocol is called in its records."""
+    return run.protocol if run.extra.get("linear_path", True) else f"{run.protocol}{ALONE}"
+
+
 def fitted(run: Run, split: Split) -> ScMoE:
     """Load the model that a page of this data set left beside this run's folder, or train one.
 
@@ -103,7 +120,7 @@ def fitted(run: Run, split: Split) -> ScMoE:
             if file.parent != run.out_dir:
                 model.save(run.out_dir / "model", overwrite=True)
             return model
-    return run.fit(ScMoE(run.task, run.config(), run.seed), split)
+    return run.fit(ScMoE(run.task, config_of(run), run.seed), split)
 
 
 def further(run: Run, plan: Plan) -> dict[str, list[ScMoE]]:
@@ -120,12 +137,13 @@ def _other(run: Run, change: dict) -> ScMoE:
     name = "-".join(f"{key}_{value}" for key, value in change.items())
     other = replace(run, **change, out_dir=run.out_dir / name, seconds={}, split=None)
     split = other.load()
-    return other.fit(ScMoE(run.task, run.config(), other.seed), split)
+    return other.fit(ScMoE(run.task, config_of(run), other.seed), split)
 
 
 def _identity(parameters, data_source, checksums, sources) -> str:
     decide = ("task", "protocol", "fold", "seed", "epochs", "modalities")
     made_from = {name: parameters.get(name) for name in decide}
+    made_from["linear_path"] = parameters.get("linear_path", True)
     made_from |= {name: parameters.get(name, usual) for name, usual in SIMULATION.items()}
     return json.dumps([made_from, data_source, checksums, sources], sort_keys=True, default=str)
 
@@ -176,6 +194,10 @@ def score(
             table.loc[name, [what, f"{what}_low", f"{what}_high"]] = bounds
         error = faithfulness.infidelity(model, few(cells, len(own)), why[name], background)
         table.loc[name, "infidelity"] = np.median(error)
+        if name in CHEAP:
+            some = few(cells, plan.n_shap)
+            moved = faithfulness.sensitivity(model, some, name, background=background)
+            table.loc[name, "sensitivity"] = np.median(moved)
         both = faithfulness.common(why[name], why[REFERENCE])
         table.loc[name, "agreement"] = faithfulness.spearman(*both).mean()
         table.loc[name, "overlap"] = faithfulness.top_overlap(*both).mean()
@@ -273,7 +295,7 @@ def records(
         .dropna(subset="value")
         for before, table in tables.items()
     ]
-    info = model.info_ | {"protocol": run.protocol, "task": "interpretability"}
+    info = model.info_ | {"protocol": protocol_of(run), "task": "interpretability"}
     info |= {"modalities": "+".join(split.modalities), "target_modality": "", "source_modality": ""}
     return pd.concat(parts, ignore_index=True).assign(**info)[COLUMNS]
 

@@ -14,7 +14,7 @@ from scmoe.data import Split
 from scmoe.explain import recovery
 from scmoe.explain.answer import Answer
 from scmoe.explain.attribution import METHODS, PRIMARY, attribute
-from scmoe.explain.study import CHEAP, Plan, complete, few
+from scmoe.explain.study import CHEAP, Plan, complete, config_of, few
 from scmoe.model import ScMoE
 from scmoe.record import Run
 
@@ -138,4 +138,4 @@ def _simulated(run: Run, backbone: str, seed: int, shuffle: bool = False) -> tup
 
 
 def _fitted(run: Run, split: Split) -> tuple[ScMoE, Split]:
-    return run.fit(ScMoE(run.task, run.config(), run.seed), split, progress=False), split
+    return run.fit(ScMoE(run.task, config_of(run), run.seed), split, progress=False), split

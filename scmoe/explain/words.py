@@ -12,17 +12,19 @@ from scmoe.data import Split
 from scmoe.explain import faithfulness, reference
 from scmoe.explain.attribution import METHODS, PRIMARY
 from scmoe.explain.known import Concepts
-from scmoe.explain.study import CHEAP, REFERENCE, Study
+from scmoe.explain.study import ALONE, CHEAP, REFERENCE, Study
 from scmoe.explain.truth import PATTERN, RANDOM, SHUFFLED, SIGNED
 from scmoe.record import Run
 
 CHEAPER = {"shap_gradient": 10, "shap_permutation": 100, "shap_kernel": 100}  # set in advance
 NOTHING = (RANDOM, SHUFFLED)  # models that must not recover anything
+PROTOCOLS = ("strict", f"strict{ALONE}", "paper")  # as they are stored
 MARGIN = 0.005  # of deletion and insertion, below which a difference is none to speak of
 COLUMNS = {
     "seconds": "s / 1000 cells", "peak_mb": "memory (MB)", "budget": "budget",
     "split_half": "split-half", "cells": "cells", "deletion": "deletion", "insertion": "insertion",
-    "infidelity": "infidelity", "agreement": "agreement", "overlap": "top-20 overlap",
+    "infidelity": "infidelity", "sensitivity": "sensitivity",
+    "agreement": "agreement", "overlap": "top-20 overlap",
     "by_patch": "by patch", "stability": "stable over seeds", "stability_folds": "over folds",
 }  # fmt: skip
 
@@ -49,7 +51,7 @@ def _about_linear(share: float) -> str:
     return (
         f" Mind that the linear path carries {share:.0%} of this model's answers: of a linear one "
         "gradient × input is exact and cheap by construction, with experts or without, and the "
-        "router explains translations at most. The paper's architecture, further down, is the test."
+        "router explains translations at most. Models without one, further down, are the test."
     )
 
 
@@ -78,16 +80,17 @@ def _about_routing_alone(routing: pd.Series, ours: pd.Series) -> str:
 
 
 def of_record(dataset: str) -> Markdown:
-    """Show the stored full-profile scores of a data set, both protocols, and what they say."""
+    """Show the stored scores of a data set in every protocol that there is, and what they say."""
     shown = []
-    for protocol in ("strict", "paper"):
+    for protocol in PROTOCOLS:
         if (study := reference.stored(dataset, protocol)) is None:
             continue
-        caption = f"Table of record, {protocol} protocol, full profile"
+        profile = reference.profile(dataset, protocol)
+        caption = f"Table of record: {protocol} protocol, {profile} profile"
         shown += [methods_table(study, caption).data, about_cost(study).data]
         shown += [other_ways(study).data]
     if not shown:
-        return Markdown("No full-profile run of this data set is stored with the book.")
+        return Markdown("No scores of this data set are stored with the book.")
     return Markdown("\n\n".join(shown))
 
 
@@ -295,7 +298,7 @@ def about_networks(studied: pd.DataFrame, run: Run) -> Markdown:
     """
     if not studied.empty:
         return Markdown(_about_networks(studied))
-    both = {name: reference.networks(run.dataset, name) for name in ("strict", "paper")}
+    both = {name: reference.networks(run.dataset, name) for name in PROTOCOLS}
     said = [
         f"*Stored with the book, {name} protocol.* {_about_networks(table)}"
         for name, table in both.items()

@@ -45,7 +45,7 @@ def test_scores_come_back_from_the_file_that_the_book_keeps(scored, tmp_path):
     folder.mkdir()
     (folder / "metrics.json").write_text(json.dumps(content, default=float))
     file = tmp_path / "kept.csv"
-    reference.gather(tmp_path, file)
+    reference.gather(tmp_path, file=file)
     back = reference.stored("own", "strict", file)
     shared = found.table.columns.intersection(back.table.columns)
     assert len(shared) > 10
@@ -53,7 +53,7 @@ def test_scores_come_back_from_the_file_that_the_book_keeps(scored, tmp_path):
     assert np.allclose(back.versus[found.versus.columns], found.versus, rtol=1e-3, atol=1e-4)
     assert words.about_cost(back).data
     assert reference.stored("own", "paper", file) is None
-    assert json.loads(file.with_suffix(".json").read_text()) == {folder.name: provenance}
+    assert json.loads(file.with_suffix(".json").read_text()) == {"own, strict": provenance}
 
 
 def test_many_networks_come_back_too(tmp_path):
