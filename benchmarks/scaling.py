@@ -14,6 +14,7 @@ import json
 import subprocess
 import sys
 import time
+from statistics import median
 
 import numpy as np
 import pandas as pd
@@ -50,22 +51,19 @@ def atac(n_cells: int, whole: bool) -> dict:
         start = time.perf_counter()
         fit(network, cells, None, train, supervised=True, modalities=["atac", "rna"],
             progress=False)  # fmt: skip
-        steps = round(n_cells / train.batch_size)
+        taken = (time.perf_counter() - start) / round(n_cells / train.batch_size)
     else:
         pair = common.Pair(config, None, network, cells, None, True)
         run, steps = pair.step(), min(STEPS, n_cells // 16)
         order = torch.randperm(n_cells)[: 16 * steps].split(16)
         for index in order[:5]:
             run(index)
-        start = time.perf_counter()
-        for index in order:
-            run(index)
-    taken = (time.perf_counter() - start) / steps
+        taken = median(common.seconds(lambda i=index: run(i)) for index in order)
     return {
         "cells": n_cells,
         "ms a step of 16 cells": common.rounded(1000 * taken),
         "seconds an epoch": common.rounded(taken * n_cells / 16),
-        "measured": "a whole epoch" if whole else f"{steps} steps",
+        "measured": "a whole epoch" if whole else f"median of {steps} steps",
         "data, GB": common.rounded(size / 1e9),
         "peak memory, GB": common.rounded(_peak_memory() / 1e9),
     }
