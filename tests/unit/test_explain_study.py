@@ -114,5 +114,6 @@ def test_models_that_know_nothing_recover_less_than_the_trained_one(tmp_path):
     assert auprc.at[truth.EDGES, ours] > 2 * chance[truth.EDGES]
     assert auprc.at[truth.EDGES, truth.RANDOM] < 1.5 * chance[truth.EDGES]
     groups = auprc.loc[truth.GROUPS]
-    assert groups[truth.SHUFFLED] < chance[truth.GROUPS] + 0.1
+    # not down to chance: gradient × input keeps the input, which is away from its mean more often
+    # where groups differ, whatever the model has learned
     assert groups[ours] > groups[truth.SHUFFLED] + 0.05
