@@ -87,7 +87,7 @@ class Explanation:
         return pd.MultiIndex.from_tuples(pairs, names=["modality", "feature"])
 
     def table(self, by: Sequence[str] | None = None, signed: bool = False) -> pd.DataFrame:
-        """Mean |attribution| by (modality, feature), one column per answer.
+        """Mean absolute attribution by (modality, feature), one column per answer.
 
         Parameters
         ----------
@@ -104,7 +104,7 @@ class Explanation:
         return pd.DataFrame(means, index=self.index)
 
     def share_table(self, by: Sequence[str] | None = None) -> pd.DataFrame:
-        """Share of all |attribution| that flowed through each expert, by modality and label.
+        """Share of all absolute attribution that flowed through each expert, by modality and label.
 
         Rows (modality, label), columns shares; a row sums to 1. `by` as for `table`.
         """
