@@ -110,8 +110,9 @@ def differences(panels: Mapping[str, pd.DataFrame], title: str) -> Figure:
         ax.hlines(rows, table["low"], table["high"], colors=colours, lw=1.6)
         ax.scatter(table["difference"], rows, c=colours, s=26, zorder=3)
         reach = 1.15 * np.nanmax(table["difference"].abs(), initial=0.02)
-        ax.set(title=fill(words, 16), ylim=(-0.7, len(names) - 0.3), xlim=(-2 * reach, 2 * reach))
+        ax.set(title=fill(words, 11), ylim=(-0.7, len(names) - 0.3), xlim=(-2 * reach, 2 * reach))
         ax.set_yticks(range(len(names))[::-1], names, fontsize=8)
+        ax.tick_params(axis="x", rotation=90)
         ax.locator_params("x", nbins=3)
         ax.tick_params(axis="y", length=0)
     return fig

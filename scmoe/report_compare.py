@@ -85,8 +85,8 @@ def takeaway(found: Found) -> Markdown:
         total = contest.overall(found.entries[name])
         if total["entries"]:
             said.append(
-                f"Against the best {words} of each entry, scMoE gains {_interval(total)} on "
-                f"average over {total['entries']} entries of {total['sets']} sets, and is lower in "
+                f"Against the best {words} of each entry, scMoE differs by {_interval(total)}, "
+                f"{_verdict(total)}, on average over {total['entries']} entries of {total['sets']} sets, and is lower in "
                 f"{total['below']} of them by more than {contest.LEAST} and a standard error."
             )
     one = contest.overall(found.entries["fixed"])
@@ -98,6 +98,13 @@ def takeaway(found: Found) -> Markdown:
     if experts["entries"]:
         said.append(f"Over its own linear path, the experts add {_interval(experts)}.")
     return Markdown("**Takeaway.** " + (" ".join(said) or "There are no stored records yet."))
+
+
+def _verdict(total: dict) -> str:
+    """Say which side the interval of a mean difference lies on."""
+    if total["sets"] < 3 or total["low"] <= 0 <= total["high"]:
+        return "which could be chance"
+    return "which is better" if total["low"] > 0 else "which is worse"
 
 
 def _interval(total: dict) -> str:
