@@ -87,7 +87,8 @@ def takeaway(found: Found) -> Markdown:
             said.append(
                 f"Against the best {words} of each entry, scMoE differs by {_interval(total)}, "
                 f"{_verdict(total)}, on average over {total['entries']} entries of "
-                f"{total['sets']} sets, and is lower in {total['below']} of them by more than {contest.LEAST} and a standard error."
+                f"{total['sets']} sets, and is lower in {total['below']} of them "
+                f"by more than {contest.LEAST} and a standard error."
             )
     one = contest.overall(found.entries["fixed"])
     if one["entries"]:
