@@ -10,6 +10,8 @@ import os
 import platform
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
+from functools import cache
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
@@ -148,11 +150,17 @@ def seconds(function: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def interleaved(functions: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median seconds of each function, called in turn: what slows one round slows all alike."""
+def interleaved(
+    functions: dict[str, Callable[[], object]], rounds: int, memory_kept: bool = True
+) -> dict[str, float]:
+    """Median seconds of each function, called in turn: what slows one round slows all alike.
+
+    ``memory_kept``: parts of a step find memory as they do in training. A whole training looks
+    after its own.
+    """
     times = {name: [] for name in functions}
     gc.collect()
-    with _memory_kept():  # as in training; it favours every row
+    with _memory_kept() if memory_kept else nullcontext():
         for turn in range(rounds + 1):
             for name, function in functions.items():
                 taken = seconds(function)
@@ -166,6 +174,16 @@ def matmul_rate(dtype=torch.float32, n: int = 2048, rounds: int = 5) -> float:
     a, b = torch.randn(n, n, dtype=dtype), torch.randn(n, n, dtype=dtype)
     a @ b
     return 2 * n**3 / min(seconds(lambda: a @ b) for _ in range(rounds))
+
+
+@cache
+def precisions() -> tuple[str, ...]:
+    """What is worth measuring: bf16 only where a processor's products in it are the faster ones.
+
+    One without instructions for it takes a hundred times as long.
+    """
+    rates = [matmul_rate(kind, n=512, rounds=1) for kind in (torch.float32, torch.bfloat16)]
+    return ("float32", "bf16") if rates[1] > rates[0] else ("float32",)
 
 
 def slope(x, y) -> float:

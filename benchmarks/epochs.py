@@ -4,7 +4,8 @@
 
 The reference's architecture, losses and hyper-parameters, attention dropout kept; cells simulated
 at the sizes that the reference trains on. An epoch of the naive row trains once over all cells and
-evaluates twice, as the reference does; ours trains once and validates once.
+evaluates twice, as the reference does; ours trains once and validates once, in one call of
+:func:`scmoe.fit.fit`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import common
 from scmoe.fit import fit
-from scmoe.step import Step
 
 ROUNDS = {"dyngen": 4, "dbitseq": 4, "patchseq": 2, "atacseq": 2}
 EPOCHS = {"dyngen": 3, "dbitseq": 3, "patchseq": 1, "atacseq": 1}  # a round
@@ -37,17 +37,16 @@ REFERENCE = {
 
 
 def fitted(pair: common.Pair, precision: str, epochs: int):
-    """A call that trains some epochs with :func:`scmoe.fit.fit`, and one that validates."""
+    """Two calls of :func:`scmoe.fit.fit` for some epochs: without validation cells, and with."""
     config = pair.config.replace(precision=precision, epochs=epochs).train
 
-    def train():
+    def call(val):
         fit(
-            pair.network, pair.train, None, config, supervised=pair.supervised,
+            pair.network, pair.train, val, config, supervised=pair.supervised,
             modalities=[str(i) for i in pair.network.n_features], progress=False,
         )  # fmt: skip
 
-    step = Step(pair.network, config, pair.train, pair.supervised)
-    return train, lambda: [step.validate(pair.evaluated) for _ in range(epochs)]
+    return lambda: call(None), lambda: call(pair.evaluated)
 
 
 def naive_flops(pair: common.Pair) -> float:
@@ -60,25 +59,25 @@ def naive_flops(pair: common.Pair) -> float:
 
 
 def measure_preset(name: str, tiny: bool) -> list[dict]:
-    """Rows of one preset: naive, ours in float32 and in bf16."""
+    """Rows of one preset: naive, ours in float32 and, where it pays, in bf16."""
     pair = common.pair(name, tiny)
     epochs = 1 if tiny else EPOCHS[name]
     functions = {
         ("naive", "training"): lambda: [pair.naive.train_epoch() for _ in range(epochs)],
-        ("naive", "evaluation"): lambda: [pair.naive.evaluate() for _ in range(2 * epochs)],
+        ("naive", "epoch"): lambda: [pair.naive.epoch() for _ in range(epochs)],
     }
-    for precision in ("float32", "bf16"):
-        train, validate = fitted(pair, precision, epochs)
-        functions[precision, "training"], functions[precision, "evaluation"] = train, validate
-    taken = common.interleaved(functions, 1 if tiny else ROUNDS[name])
+    for precision in common.precisions():
+        train, both = fitted(pair, precision, epochs)
+        functions[precision, "training"], functions[precision, "epoch"] = train, both
+    taken = common.interleaved(functions, 1 if tiny else ROUNDS[name], memory_kept=False)
     taken = {key: value / epochs for key, value in taken.items()}
     flops, size = naive_flops(pair), pair.config.train.batch_size
     steps = {"naive": -(-len(pair.train) // size), "ours": max(1, round(len(pair.train) / size))}
-    naive, rows = taken["naive", "training"] + taken["naive", "evaluation"], []
-    for which in ("naive", "float32", "bf16"):
+    naive, rows = taken["naive", "epoch"], []
+    for which in ("naive", *common.precisions()):
         kind = torch.bfloat16 if which == "bf16" else torch.float32
         training = taken[which, "training"]
-        epoch = training + taken[which, "evaluation"]
+        epoch = taken[which, "epoch"]
         n_steps = steps["naive" if which == "naive" else "ours"]
         rows.append({
             "preset": name,

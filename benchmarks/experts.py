@@ -29,6 +29,7 @@ SWEEP = [
     *itertools.product((32, 256, 2048), (1, 2, 4, 8, 16), (1, 2), (64,)),
     *itertools.product((256, 2048), (8, 32), (1, 4, 8), (64, 256)),
 ]
+BOTH = ("grouped", "dense")
 GAIN = 1.1  # a backend other than grouped has to be this much faster
 
 
@@ -98,10 +99,11 @@ def bound(shape, rate) -> float:
 def winners(table: pd.DataFrame) -> list[dict]:
     """For each shape of the sweep the backend to take, the worse of both routers counting."""
     shape = ["tokens", "experts", "k", "width"]
-    worst = table.groupby(shape, sort=False)[["grouped", "dense", "grouped bf16", "dense bf16"]]
+    kinds = [("float32", ""), ("bfloat16", " bf16")][: 2 if "grouped bf16" in table else 1]
+    worst = table.groupby(shape, sort=False)[[b + end for _, end in kinds for b in BOTH]]
     rows = []
     for key, times in worst.max().iterrows():
-        for kind, end in (("float32", ""), ("bfloat16", " bf16")):
+        for kind, end in kinds:
             wins = GAIN * times[f"dense{end}"] < times[f"grouped{end}"]
             backend = "dense" if wins else "grouped"
             sizes = dict(zip(shape, map(int, key), strict=True))
@@ -111,8 +113,8 @@ def winners(table: pd.DataFrame) -> list[dict]:
 
 def measure(tiny: bool = False, choose: bool = False) -> dict[str, pd.DataFrame]:
     """Tables: the presets' shapes, and the sweep."""
-    rate, names = common.matmul_rate(), ("loop", "grouped", "dense", "grouped bf16", "dense bf16")
-    rows = []
+    rate, rows, names = common.matmul_rate(), [], ["loop", *BOTH]
+    names += [f"{backend} bf16" for backend in BOTH if "bf16" in common.precisions()]
     shapes = {"dyngen": (16, 4, 2, 16)} if tiny else PRESETS
     for (preset, shape), skew in itertools.product(shapes.items(), (False, True)):
         times = milliseconds(shape, skew, names, 1 if tiny else 5)

@@ -20,6 +20,7 @@ import torch
 
 import scmoe
 from benchmarks import common
+from benchmarks.common import precisions
 from benchmarks.naive import Naive
 from scmoe.fit import fit
 from scmoe.nn.cells import Cells
@@ -139,6 +140,8 @@ def measure_set(name: str, data: Data, epochs: int, tiny: bool) -> list[dict]:
             "ce_on_softmax": False, "linear_path": True, "precision": "bf16"},
     }  # fmt: skip
     for row, change in changes.items():
+        if change.get("precision", "float32") not in precisions():
+            continue
         found[row] = ours(data, config.replace(epochs=epochs, **change), goal)
     rows, before = [], naive
     for row, (taken, n, best) in found.items():
@@ -158,7 +161,7 @@ def precision_rows(name: str, tiny: bool) -> list[dict]:
     """Scores of validation cells by the strict recipe's network alone, in float32 and in bf16."""
     split = scmoe.data.load(name, fold=0, allow_standin=True)
     rows = []
-    for precision in ("float32", "bf16"):
+    for precision in precisions():
         config = scmoe.preset(name).replace(precision=precision, refit=False, linear_path=False)
         model = scmoe.ScMoE("supervised", config.replace(epochs=1) if tiny else config)
         start = time.perf_counter()

@@ -19,7 +19,14 @@ from sklearn.decomposition import PCA
 from torch import Tensor, nn
 
 from scmoe.nn.clusters import find_clusters
-from scmoe.nn.heads import N_COMPONENTS, RARITY, TUNING_CELLS, fit_heads, fusion_weights
+from scmoe.nn.heads import (
+    N_COMPONENTS,
+    RARITY,
+    TUNING_CELLS,
+    fit_heads,
+    fusion_weights,
+    tell_more_than_frequencies,
+)
 from scmoe.nn.translation import (
     NEXT_TO_NOTHING,
     fit_kernel,
@@ -313,6 +320,9 @@ def _supervised(scores, present, labels, n_groups, fold, seed) -> _Groups:
         start[-1] = RARITY
         if rows.any():
             start = fusion_weights(logs[usable][:, rows], labels[rows], start)
+            if not tell_more_than_frequencies(logs[usable][:, rows], labels[rows], start):
+                start = np.zeros(len(usable))
+                start[-1] = -1  # rarity, turned round: how frequent each group is
         fusion[s, usable] = start
     weights = [np.zeros((z.shape[1], len(heads), n_groups)) for z in scores]
     for e, head in enumerate(heads):

@@ -125,7 +125,7 @@ def _held_out(fits, inputs, some, both, fold):
     for a, fit in enumerate(fits):
         for k, w in enumerate(fit.without):
             rows = np.flatnonzero(both[some] & (fold[some] == k))
-            out[a, rows] = inputs[fit.kind][some[rows]] @ w
+            out[a, rows] = inputs[fit.kind][some[rows]].astype(np.float32) @ w
     return out
 
 
@@ -149,22 +149,32 @@ class _Fit:
 
 
 class _Folds:
-    """Moments of inputs and target in each fold, of the cells that have both."""
+    """Moments of inputs and target in each fold, of the cells that have both.
+
+    What has a column per target feature is in float32: there can be 10^4, and their products are
+    most of the work.
+    """
 
     def __init__(self, z, x, mean, both, fold, n_folds):
-        self.roots, self.grams, self.crosses, self.counts = [], [], [], []
+        self.roots, self.targets, self.grams, self.crosses, self.counts = [], [], [], [], []
+        self.mean = mean.astype(np.float32)
         for k in range(n_folds):
             rows = np.flatnonzero(both & (fold == k))
-            held = z[rows]
-            self.crosses.append(np.asarray((x[rows].T @ held).T) - np.outer(held.sum(0), mean))
+            held, target = z[rows], x[rows]
+            self.crosses.append(self._cross(held.astype(np.float32), target))
             self.grams.append(held.T @ held)
             if len(held) > held.shape[1]:  # the same inner products, fewer rows
-                held = np.linalg.qr(held, mode="r")
-            self.roots.append(held)
+                held, target = np.linalg.qr(held, mode="r"), None
+            self.roots.append(held.astype(np.float32))
+            self.targets.append(target)
             self.counts.append(len(rows))
         self.n = max(sum(self.counts), 1)
         self.gram, self.cross = sum(self.grams) / self.n, sum(self.crosses) / self.n
         self.unit = max(np.trace(self.gram) / len(self.gram), NEXT_TO_NOTHING)
+
+    def _cross(self, inputs, target):
+        """Products of inputs with the centred target, `(q, F)`."""
+        return np.asarray((target.T @ inputs).T) - np.outer(inputs.sum(0), self.mean)
 
     def rest(self, k):
         """Moments of the cells outside fold `k`."""
@@ -172,10 +182,19 @@ class _Folds:
         gram = (self.n * self.gram - self.grams[k]) / left
         return gram, (self.n * self.cross - self.crosses[k]) / left
 
-    def error(self, k, basis, weights):
-        """Squared error of `basis @ weights` in fold `k`, by feature, less what it has at 0."""
-        change = np.square((self.roots[k] @ basis) @ weights).sum(0)
-        return change - 2 * (weights * (basis.T @ self.crosses[k])).sum(0)
+    def errors(self, k, basis):
+        """Give the squared error of `basis @ weights` in fold `k`, by feature, less that at 0.
+
+        As a function of the weights `(r, F)`, or of its first rows.
+        """
+        root, target = self.roots[k] @ basis, self.targets[k]
+        cross = basis.T @ self.crosses[k] if target is None else self._cross(root, target)
+
+        def error(weights):
+            r = len(weights)
+            return np.square(root[:, :r] @ weights).sum(0) - 2 * (weights * cross[:r]).sum(0)
+
+        return error
 
 
 def _regressions(kind: int, folds: _Folds, seed: int) -> list[_Fit]:
@@ -184,21 +203,27 @@ def _regressions(kind: int, folds: _Folds, seed: int) -> list[_Fit]:
     errors = np.zeros((len(PENALTIES), folds.cross.shape[1]))
     solved = []
     for k, (gram, cross) in enumerate(parts):
-        values, vectors = np.linalg.eigh(gram)
-        solved.append((values.clip(0), vectors, vectors.T @ cross))
+        solved.append(_decomposed(gram, cross))
+        error = folds.errors(k, solved[k][1])
         for t, penalty in enumerate(PENALTIES):
-            errors[t] += folds.error(k, vectors, _shrunk(solved[k], penalty * folds.unit))
-    values, vectors = np.linalg.eigh(folds.gram)
-    whole = values.clip(0), vectors, vectors.T @ folds.cross
+            errors[t] += error(_shrunk(solved[k], penalty * folds.unit))
+    whole = _decomposed(folds.gram, folds.cross)
     each = PENALTIES[errors.argmin(0)] * folds.unit  # (F,)
-    ridge = _Fit(kind, vectors @ _shrunk(whole, each), [s[1] @ _shrunk(s, each) for s in solved])
+    ridge = _Fit(kind, whole[1] @ _shrunk(whole, each), [s[1] @ _shrunk(s, each) for s in solved])
     best = PENALTIES[errors.sum(1).argmin()] * folds.unit
     return [ridge, _reduced_rank(kind, folds, solved, whole, best, seed)]
 
 
+def _decomposed(gram, cross):
+    """Eigenvalues and -vectors of the inputs' moments, and the products with the target in them."""
+    values, vectors = np.linalg.eigh(gram)
+    vectors = vectors.astype(np.float32)
+    return values.clip(0), vectors, vectors.T @ cross
+
+
 def _shrunk(solved, penalty):
     values, _, rotated = solved
-    return rotated / (values[:, None] + penalty)
+    return rotated / (values[:, None] + penalty).astype(np.float32)
 
 
 def _reduced_rank(kind, folds, solved, whole, best, seed) -> _Fit:
@@ -207,9 +232,9 @@ def _reduced_rank(kind, folds, solved, whole, best, seed) -> _Fit:
     for factor in RANK_PENALTIES:
         for k, part in enumerate(solved):
             basis, weights = found[factor, k] = _factors(part, factor * best, seed)
+            error = folds.errors(k, basis)
             for rank in RANKS:
-                change = folds.error(k, basis[:, :rank], weights[:rank]).sum()
-                errors[factor, rank] = errors.get((factor, rank), 0.0) + change
+                errors[factor, rank] = errors.get((factor, rank), 0.0) + error(weights[:rank]).sum()
     factor, rank = min(errors, key=errors.get)
     basis, weights = _factors(whole, factor * best, seed)
     without = [found[factor, k] for k in range(len(solved))]
@@ -221,7 +246,7 @@ def _reduced_rank(kind, folds, solved, whole, best, seed) -> _Fit:
 def _factors(solved, penalty, seed):
     """Basis `(q, r)` and weights `(r, F)` of the leading factors of a ridge regression."""
     values, vectors, rotated = solved
-    root = np.sqrt(values + penalty)
+    root = np.sqrt(values + penalty).astype(np.float32)
     whitened = rotated / root[:, None]
     rank = min(max(RANKS), *whitened.shape)
     if min(whitened.shape) <= 2 * rank:

@@ -115,22 +115,11 @@ def recovered(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_models_that_know_nothing_recover_less_than_the_trained_one(recovered):
+def test_models_that_know_nothing_recover_nothing(recovered):
     auprc, chance = recovered
     ours = explain.METHODS[explain.PRIMARY]
     assert auprc.at[truth.EDGES, ours] > 2 * chance[truth.EDGES]
     assert auprc.at[truth.EDGES, truth.RANDOM] < 1.5 * chance[truth.EDGES]
-    groups = auprc.loc[truth.GROUPS]
-    assert groups[ours] > groups[truth.SHUFFLED] + 0.05
-
-
-@pytest.mark.slow
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="not met: gradient × input keeps the input, which lies further from its mean in "
-    "features that differ between groups, whatever the labels were",
-)
-def test_a_model_of_shuffled_labels_recovers_nothing(recovered):
-    auprc, chance = recovered
-    assert auprc.at[truth.GROUPS, truth.SHUFFLED] < chance[truth.GROUPS] + 0.1
+    groups, by_chance = auprc.loc[truth.GROUPS], chance[truth.GROUPS]
+    assert groups[ours] > by_chance + 0.15
+    assert groups[truth.SHUFFLED] < by_chance + 0.05

@@ -210,3 +210,18 @@ def test_clusters_of_cells_that_lack_a_modality():
     logits = path.group_logits(tensors(x), torch.as_tensor(present))
     assert torch.isfinite(logits).all()
     assert len(logits.argmax(1).unique()) == 3
+
+
+def test_where_features_say_nothing_the_groups_frequencies_are_the_answer():
+    x, present, _ = world()
+    labels = np.random.default_rng(5).choice(3, len(present), p=[0.6, 0.3, 0.1])
+    path, _ = linear.fit_linear_path(x, present, labels, 3)
+    said = path.group_logits(tensors(x), torch.as_tensor(present)).softmax(1)
+    share = torch.as_tensor(np.bincount(labels) / len(labels), dtype=torch.float32)
+    assert torch.allclose(said, share.expand_as(said), atol=1e-5)
+
+
+def test_where_features_speak_they_are_heard(fitted):
+    x, present, labels, path, _ = fitted
+    said = path.group_logits(tensors(x), torch.as_tensor(present)).argmax(1).numpy()
+    assert (said == labels).mean() > 0.9
