@@ -219,9 +219,3 @@ def test_where_features_say_nothing_the_groups_frequencies_are_the_answer():
     said = path.group_logits(tensors(x), torch.as_tensor(present)).softmax(1)
     share = torch.as_tensor(np.bincount(labels) / len(labels), dtype=torch.float32)
     assert torch.allclose(said, share.expand_as(said), atol=1e-5)
-
-
-def test_where_features_speak_they_are_heard(fitted):
-    x, present, labels, path, _ = fitted
-    said = path.group_logits(tensors(x), torch.as_tensor(present)).argmax(1).numpy()
-    assert (said == labels).mean() > 0.9
