@@ -26,8 +26,8 @@ DEAD = 0.01  # an expert is dead below this share of what a balanced router woul
 SETTINGS = dict(linear_path=False, refit=False, epochs=60, patience=10)
 SETS = {
     "patchseq, fold 0": lambda: load("patchseq", 0),
-    "simulated, bifurcating, hard": lambda: split_mudata(
-        simulate_dyngen(backbone="bifurcating", setting="hard", seed=101), "label"
+    "simulated, bifurcating": lambda: split_mudata(
+        simulate_dyngen(backbone="bifurcating", seed=101), "label"
     ),
 }
 
