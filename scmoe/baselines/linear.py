@@ -14,56 +14,21 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 from mudata import MuData
-from scipy.optimize import minimize
-from scipy.special import log_softmax, softmax
-from sklearn.linear_model import LogisticRegression as MultinomialRegression
+from scipy.special import softmax
 from sklearn.neighbors import KNeighborsClassifier
 
 from scmoe.baselines.base import Baseline, Components, inner_folds
 from scmoe.data import DataError, Split
-
-N_COMPONENTS = (25, 50, 100, 200)
-BLOCK_WEIGHTS = (0.1, 0.2, 0.4, 0.7, 1.0)  # of a modality beside the best one; 0 leaves it out
-INVERSE_PENALTIES = (1.0, 10.0, 100.0, 1000.0)  # scikit-learn's C, for cells of mean length 1
-SHRINKAGES = (0.02, 0.05, 0.1, 0.2, 0.4, 0.7)
-TEMPERATURES = (0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 1.0, 1.4)  # inverse: they multiply logits
-FLOOR = 1e-4  # of a probability, so that no modality can rule a group out
-TUNING_CELLS = 5000  # choices are made on as many, drawn at random from larger data
-
-
-def _logistic(Z, labels, n_groups):
-    """Weights `(p, n_groups)` and biases of multinomial regression, by inverse penalty."""
-    seen = np.unique(labels)
-    model = MultinomialRegression(solver="newton-cg", warm_start=True, max_iter=200, tol=1e-3)
-    for C in INVERSE_PENALTIES:
-        model.set_params(C=C).fit(Z, labels)
-        weights, bias = model.coef_.T, model.intercept_
-        if len(seen) == 2:  # scikit-learn gives the second group's logit only
-            weights, bias = np.c_[0 * weights, weights], np.r_[0, bias]
-        yield C, *_all_groups(weights, bias, seen, n_groups)
-
-
-def _discriminant(Z, labels, n_groups):
-    """The same of linear discriminants, by shrinkage of their covariance to a multiple of I."""
-    seen, labels, counts = np.unique(labels, return_inverse=True, return_counts=True)
-    means = np.stack([Z[labels == k].mean(0) for k in range(len(seen))])
-    within = Z - means[labels]
-    within = within.T @ within / max(len(Z) - len(seen), 1)
-    identity = np.eye(len(within)) * max(np.trace(within) / len(within), 1e-12)
-    for shrinkage in SHRINKAGES:
-        weights = np.linalg.solve((1 - shrinkage) * within + shrinkage * identity, means.T)
-        bias = np.log(counts / counts.sum()) - 0.5 * (means.T * weights).sum(0)
-        yield shrinkage, *_all_groups(weights, bias, seen, n_groups)
-
-
-def _all_groups(weights, bias, seen, n_groups):
-    """Add the groups that a fold's cells lack, with next to no probability."""
-    all_weights, all_bias = np.zeros((len(weights), n_groups)), np.full(n_groups, bias.min() - 20)
-    all_weights[:, seen], all_bias[seen] = weights, bias
-    return all_weights, all_bias
-
-
-HEADS = {"logistic": _logistic, "discriminant": _discriminant}
+from scmoe.nn.heads import (
+    BLOCK_WEIGHTS,
+    KINDS,
+    N_COMPONENTS,
+    TEMPERATURES,
+    TUNING_CELLS,
+    floored,
+    fusion_weights,
+    log_loss,
+)
 
 
 @dataclass
@@ -85,7 +50,7 @@ class Expert:
 
     def log_probabilities(self, scores: dict[str, np.ndarray]) -> np.ndarray:
         """`(n_cells, n_groups)`, none below the floor."""
-        return _floored(self.temperature * (self.inputs(scores) @ self.weights + self.bias))
+        return floored(self.temperature * (self.inputs(scores) @ self.weights + self.bias))
 
 
 class LinearGroups(Baseline):
@@ -148,7 +113,7 @@ class LinearGroups(Baseline):
         for expert in self._all_experts:
             rows = _any_of(present, expert.blocks)
             Z = expert.inputs(scores)[rows]
-            settings = HEADS[expert.head](Z, labels[rows], len(self.groups_))
+            settings = KINDS[expert.head](Z, labels[rows], len(self.groups_))
             expert.weights, expert.bias = next(wb for s, *wb in settings if s == expert.setting)
         return self
 
@@ -253,44 +218,12 @@ class _Search:
         logs = {}
         for k in np.unique(self.held_out):
             train, test = has & (self.held_out != k), has & (self.held_out == k)
-            for setting, weights, bias in HEADS[head](Z[train], self.labels[train], self.n_groups):
+            for setting, weights, bias in KINDS[head](Z[train], self.labels[train], self.n_groups):
                 out = logs.setdefault(setting, np.zeros((len(Z), self.n_groups)))
                 out[test] = Z[test] @ weights + bias
         options = product(logs, TEMPERATURES)
-        loss, setting, t = min((_log_loss(t * logs[s], self.labels), s, t) for s, t in options)
-        return Expert(head, blocks, setting, t, loss, _floored(t * logs[setting]))
-
-
-def fusion_weights(logs: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Non-negative weights of log-probabilities whose weighted sum has the least log-loss.
-
-    A convex problem. A single classifier's weight is an inverse temperature (Guo et al. 2017).
-
-    Parameters
-    ----------
-    logs
-        Log-probabilities `(n_classifiers, n_cells, n_groups)`, of cells not trained on; zeros
-        where a classifier says nothing.
-    labels
-        Group numbers `(n_cells,)`.
-    """
-    cells = np.arange(len(labels))
-
-    def loss(weights):
-        total = log_softmax(np.tensordot(weights, logs, 1), 1)
-        slope = np.einsum("ng,eng->e", np.exp(total), logs) - logs[:, cells, labels].sum(1)
-        return -total[cells, labels].mean(), slope / len(cells)
-
-    start = np.full(len(logs), 1 / len(logs))
-    return minimize(loss, start, jac=True, method="L-BFGS-B", bounds=[(0, 3)] * len(logs)).x
-
-
-def _floored(logits: np.ndarray) -> np.ndarray:
-    return np.log(softmax(logits, 1) + FLOOR)
-
-
-def _log_loss(logits: np.ndarray, labels: np.ndarray) -> float:
-    return float(-_floored(logits)[np.arange(len(labels)), labels].mean())
+        loss, setting, t = min((log_loss(t * logs[s], self.labels), s, t) for s, t in options)
+        return Expert(head, blocks, setting, t, loss, floored(t * logs[setting]))
 
 
 def _any_of(present: dict[str, np.ndarray], modalities) -> np.ndarray:

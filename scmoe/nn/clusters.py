@@ -1,18 +1,19 @@
-"""Groups without labels: several clusterings, and a choice among them that needs no label either.
+"""Groups without labels: many clusterings, and a choice among them that needs no label either.
 
-What every modality can tell on cells held out is taken for a group: the clustering is kept that a
-discriminant of each modality by itself best recovers on cells it has not seen.
+A group is something that comes back when some of the cells are left out, and that every modality
+can tell on cells held out. The clustering is kept for which the product of both is the largest.
 """
 
 from __future__ import annotations
 
 import random
+from itertools import product
 
 import igraph
 import numpy as np
 from scipy import sparse
 from sklearn.cluster import KMeans
-from sklearn.metrics import adjusted_mutual_info_score
+from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score
 from sklearn.neighbors import kneighbors_graph
 
 from scmoe.nn.heads import discriminant
@@ -21,15 +22,17 @@ N_NEIGHBORS = 15
 N_SHARED = 20  # neighbours whose overlap is an edge's weight
 N_BISECTIONS = 25
 JUDGING_SHRINKAGE = 0.2
+N_PARTS, STABLE_SHARE = 3, 0.7  # how often, and of how many cells, a clustering is repeated
 
 
 def find_clusters(
     blocks: list[np.ndarray], present: np.ndarray, n_groups: int, fold: np.ndarray, seed: int
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Cluster of each cell, and the centres where they came from k-means.
+    """Cluster of each cell, and the centres where they are those of k-means on all components.
 
-    Candidates: k-means on all components; Leiden on their nearest neighbours; Leiden on shared
-    nearest neighbours, counted in each modality and added up.
+    Candidates, of all modalities together and of each by itself: k-means on components; Leiden on
+    their nearest neighbours; Leiden on shared nearest neighbours, counted in each modality and
+    added up.
 
     Parameters
     ----------
@@ -38,18 +41,42 @@ def find_clusters(
     present, fold
         `(N, M)` bool; `(N,)` the fold a cell is held out in.
     """
-    joint, n = np.hstack(blocks), len(present)
-    model = KMeans(n_groups, n_init=20, random_state=seed).fit(joint)
+    model = KMeans(n_groups, n_init=20, random_state=seed).fit(np.hstack(blocks))
+    n, m = present.shape
     if n <= N_SHARED:
         return model.labels_, model.cluster_centers_
-    near = kneighbors_graph(joint, min(N_NEIGHBORS, n - 1))
-    shared = sum(_shared_neighbours(z, np.flatnonzero(present[:, i])) for i, z in enumerate(blocks))
-    candidates = [model.labels_] + [
-        communities(graph, n_groups, seed) for graph in (near + near.T, shared)
-    ]
-    scores = [agreement(blocks, present, labels, fold) for labels in candidates]
-    best = int(np.argmax(scores))
-    return candidates[best], model.cluster_centers_ if best == 0 else None
+    rng = np.random.default_rng(seed)
+    parts = [np.sort(rng.permutation(n)[: round(STABLE_SHARE * n)]) for _ in range(N_PARTS)]
+    everywhere = [[i] for i in range(m) if m > 1 and present[:, i].all()]
+    best, found = -np.inf, None
+    for chosen, cluster in product([[*range(m)], *everywhere], (_k_means, _near, _shared)):
+        own = [blocks[i] for i in chosen], present[:, chosen]
+        first = found is None
+        labels = model.labels_ if first else cluster(*own, n_groups, seed)
+        again = [cluster([z[p] for z in own[0]], own[1][p], n_groups, seed) for p in parts]
+        stable = np.mean(
+            [adjusted_rand_score(labels[p], a) for p, a in zip(parts, again, strict=True)]
+        )
+        score = stable * agreement(blocks, present, labels, fold)
+        if score > best:
+            best, found = score, (labels, model.cluster_centers_ if first else None)
+    return found
+
+
+def _k_means(blocks, present, n_groups, seed) -> np.ndarray:
+    joint = np.hstack(blocks)
+    return KMeans(min(n_groups, len(joint)), n_init=5, random_state=seed).fit_predict(joint)
+
+
+def _near(blocks, present, n_groups, seed) -> np.ndarray:
+    joint = np.hstack(blocks)
+    near = kneighbors_graph(joint, min(N_NEIGHBORS, len(joint) - 1))
+    return communities(near + near.T, n_groups, seed)
+
+
+def _shared(blocks, present, n_groups, seed) -> np.ndarray:
+    parts = (_shared_neighbours(z, np.flatnonzero(present[:, i])) for i, z in enumerate(blocks))
+    return communities(sum(parts), n_groups, seed)
 
 
 def agreement(blocks, present, labels, fold) -> float:

@@ -183,20 +183,22 @@ class _Search:
             loss, temperature = self._least_loss(out, rows) if rows.any() else (0.0, 1.0)
             if loss < head.loss:
                 head.loss, head.setting, head.temperature = loss, setting, temperature
-                head.logs = _floored(temperature * out) * has[:, None]
+                head.logs = floored(temperature * out) * has[:, None]
         return head
 
     def _least_loss(self, logits, rows) -> tuple[float, float]:
         logits, labels = logits[rows], self.labels[rows]
-        return min((_log_loss(t * logits, labels), t) for t in TEMPERATURES)
+        return min((log_loss(t * logits, labels), t) for t in TEMPERATURES)
 
 
-def _floored(logits: np.ndarray) -> np.ndarray:
+def floored(logits: np.ndarray) -> np.ndarray:
+    """Log-probabilities, none below the floor."""
     return np.log(softmax(logits, 1) + FLOOR)
 
 
-def _log_loss(logits: np.ndarray, labels: np.ndarray) -> float:
-    return -float(_floored(logits)[np.arange(len(labels)), labels].mean())
+def log_loss(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Mean over cells, with floored probabilities."""
+    return -float(floored(logits)[np.arange(len(labels)), labels].mean())
 
 
 def fusion_weights(

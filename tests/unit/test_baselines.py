@@ -15,9 +15,10 @@ from sklearn.neighbors import kneighbors_graph
 
 import scmoe
 from scmoe import baselines
-from scmoe.baselines import linear, regression
+from scmoe.baselines import regression
 from scmoe.baselines.clustering import communities
 from scmoe.data import DataError, split_mudata
+from scmoe.nn import heads
 
 GROUP_METHODS = [
     baselines.LogisticRegression,
@@ -153,7 +154,7 @@ def test_the_discriminant_is_shrunken_linear_discriminant_analysis():
     rng = np.random.default_rng(0)
     labels = np.repeat([0, 1, 3], 30)  # the fold lacks group 2
     Z = rng.normal(size=(90, 5)) + rng.normal(size=(4, 5))[labels]
-    for shrinkage, weights, bias in linear._discriminant(Z, labels, 4):
+    for shrinkage, weights, bias in heads.discriminant(Z, labels, 4):
         within = np.concatenate([Z[labels == k] - Z[labels == k].mean(0) for k in (0, 1, 3)])
         cov = within.T @ within / (90 - 3)
         cov = (1 - shrinkage) * cov + shrinkage * np.trace(cov) / 5 * np.eye(5)
@@ -170,7 +171,7 @@ def test_fusion_finds_the_weights_that_made_the_labels():
     logs = log_softmax(rng.normal(size=(3, 20000, 4)) * 2, 2)
     chances = np.exp(log_softmax(np.tensordot([1.0, 0.5, 0.0], logs, 1), 1))
     labels = (chances.cumsum(1) < rng.random((20000, 1))).sum(1)
-    np.testing.assert_allclose(linear.fusion_weights(logs, labels), [1, 0.5, 0], atol=0.05)
+    np.testing.assert_allclose(heads.fusion_weights(logs, labels), [1, 0.5, 0], atol=0.05)
 
 
 def regression_problem(n_targets=3):

@@ -184,6 +184,12 @@ def test_bf16_trains_close_to_float32_and_leaves_parameters_in_float32():
     assert rough["loss"].iloc[-1] == pytest.approx(history["loss"].iloc[-1], rel=0.05)
 
 
+def test_bf16_on_a_processor_without_it_comes_with_a_warning(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "avx512_bf16": False})
+    with pytest.warns(UserWarning, match="no instructions for bf16.*precision='float32'"):
+        trained(CONFIG.replace(epochs=1, precision="bf16"))
+
+
 # --- interruption ---
 
 
