@@ -2,8 +2,8 @@
 
 ``python -m scmoe.collect`` adds every `metrics.json` below `book/runs/full` to
 `book/reference_results.csv`, and says beside it, in a JSON, where each number comes from. A number
-that is there already is replaced. The table never mixes two versions of ours: when sources of the
-model changed, what the old ones left is dropped.
+that is there already is replaced. The table never mixes two versions of ours in one task: when the
+model's sources changed, what the old ones left is dropped.
 """
 
 from __future__ import annotations
@@ -89,14 +89,14 @@ def _run(table: pd.DataFrame, its: dict) -> tuple[str, dict]:
 
 
 def _one_version(runs: dict, records: pd.DataFrame) -> tuple[dict, pd.DataFrame, int]:
-    """Keep of ours only what the sources of the newest run made."""
+    """Keep of ours, by task, only what the sources of the newest run made."""
     newest = {}  # runs are in the order in which they were collected
-    for made in runs.values():
-        newest[made["methods"]] = made["sources"]
+    for name, made in runs.items():
+        newest[made["methods"], _task(name)] = made["sources"]
     stale = [
         name
         for name, made in runs.items()
-        if made["methods"] in OURS and made["sources"] != newest[made["methods"]]
+        if made["methods"] in OURS and made["sources"] != newest[made["methods"], _task(name)]
     ]
     drop = pd.Series(False, index=records.index)
     for name in stale:
@@ -108,6 +108,10 @@ def _one_version(runs: dict, records: pd.DataFrame) -> tuple[dict, pd.DataFrame,
         also = ["translation"] if task == "supervised" else []
         drop |= mine & here & records["task"].isin([task, *also])
     return {n: m for n, m in runs.items() if n not in stale}, records[~drop], int(drop.sum())
+
+
+def _task(name: str) -> str:
+    return name.split(" ")[2]
 
 
 def _write(records: pd.DataFrame, runs: dict, refused: dict, path: Path) -> None:
