@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -36,16 +37,16 @@ def load(path: str | Path = RESULTS) -> dict:
     return found | {"rows": rows[n == rows["variant"].nunique()]}
 
 
-def against_dense(found: dict) -> pd.DataFrame:
-    """Give sparse less dense networks: of the same number of weights, of the same arithmetic.
+def against_dense(found: dict, at: str) -> pd.DataFrame:
+    """Give sparse less dense networks, at `WEIGHTS` or `ARITHMETIC`.
 
     Differences are averaged over all sparse networks of a set and seed; intervals are over those.
     """
     rows, names = found["rows"], ["sparse", "dense"]
     sparse, dense = rows[rows["sparse"]], rows[rows["n_experts"] == 1]
-    widest = dense[dense["met"] == found["total_hidden"]]
-    tables = [_paired(names, sparse, widest), _paired(names, sparse, dense, "met")]
-    return pd.concat(tables, keys=[WEIGHTS, ARITHMETIC], names=["at"])
+    if at == WEIGHTS:
+        return _paired(names, sparse, dense[dense["met"] == found["total_hidden"]])
+    return _paired(names, sparse, dense, "met")
 
 
 def shared_routers(found: dict) -> pd.DataFrame:
@@ -70,19 +71,24 @@ def _paired(names: list[str], first: pd.DataFrame, second: pd.DataFrame, *keys: 
 
 def networks(found: dict) -> pd.DataFrame:
     """Give every network's scores, use of experts and seconds of training: means over seeds."""
-    rows = found["rows"].rename(columns=SCORES | {"dead": "dead experts", "variant": "network"})
-    rows.loc[rows["n_experts"] == 1, ["imbalance", "dead experts"]] = np.nan
-    columns = ["accuracy", "R²", "imbalance", "dead experts", "seconds"]
-    means = rows.groupby(["set", "network"], sort=False)[columns].mean()
+    names = {"n_experts": "experts", "top_k": "a token", "hidden": "width"}
+    rows = found["rows"].rename(columns=SCORES | names)
+    dense, own = rows["experts"] == 1, rows["n_routers"].isna()
+    rows["routers"] = np.select([dense, own], ["–", "own"], "shared")
+    rows.loc[dense, ["imbalance", "dead"]] = np.nan
+    columns = ["accuracy", "R²", "imbalance", "dead", "seconds"]
+    keys = ["set", "experts", "a token", "width", "routers"]
+    means = rows.groupby(keys, sort=False)[columns].mean()
     return means.assign(seconds=means["seconds"].map("{:.0f}".format))
 
 
 TABLES = {
-    "Sparse less dense, 95 % intervals over sets and seeds": against_dense,
-    "One router less a router each, 95 % intervals over sets and seeds": shared_routers,
+    "Sparse less dense at equal weights, 95 % intervals": partial(against_dense, at=WEIGHTS),
+    "Sparse less dense at equal arithmetic, 95 % intervals": partial(against_dense, at=ARITHMETIC),
+    "One router less a router each, 95 % intervals": shared_routers,
     "Every network, means over seeds": networks,
 }
-DENSE, ROUTERS, NETWORKS = TABLES
+AT_WEIGHTS, AT_ARITHMETIC, ROUTERS, NETWORKS = TABLES
 
 
 def table(found: dict, caption: str) -> HTML | Markdown:
@@ -100,16 +106,13 @@ def takeaway(found: dict) -> Markdown:
     """Word the answer: does sparsity help, at equal weights and at equal arithmetic?"""
     if found["rows"].empty:
         return Markdown("**Takeaway.** Nothing was measured yet.")
-    overall = against_dense(found).xs(ALL, level="set")
-    weights, arithmetic = overall.loc[WEIGHTS], overall.loc[ARITHMETIC]
-    settings = found["settings"]
+    changes = {at: against_dense(found, at).xs(ALL) for at in (WEIGHTS, ARITHMETIC)}
+    said = [f"At {at}, sparsity {_verdict(new)}: {_listed(new)}." for at, new in changes.items()]
+    pairs, settings = changes[WEIGHTS]["pairs"].iloc[0], found["settings"]
     return Markdown(
-        f"**Takeaway.** At {WEIGHTS}, sparsity {_verdict(weights)}; at {ARITHMETIC} it "
-        f"{_verdict(arithmetic)}. Sparse less a dense network with all {found['total_hidden']} "
-        f"hidden units: {_listed(weights)}. Less a dense network as wide as what a token meets: "
-        f"{_listed(arithmetic)}. Brackets: 95 % intervals over {weights['pairs'].iloc[0]} pairs of "
-        f"set and seed; {settings['epochs']} epochs at most, stopped after {settings['patience']} "
-        "without a better validation loss, and scored on validation cells."
+        f"**Takeaway.** {' '.join(said)} Differences are sparse less dense on validation cells, "
+        f"brackets 95 % intervals over {pairs} pairs of set and seed; {settings['epochs']} epochs "
+        f"at most, stopped after {settings['patience']} without a lower loss."
     )
 
 
@@ -125,15 +128,15 @@ def _verdict(part: pd.DataFrame) -> str:
 
 
 def _listed(part: pd.DataFrame) -> str:
-    said = "{0} {1.difference:+.3f} ({1.low:+.3f} to {1.high:+.3f})".format
-    return ", ".join(said(*row) for row in part.iterrows()).replace(" (+nan to +nan)", "")
+    said = "{0} {1.difference:+.3f} [{1.low:+.3f}, {1.high:+.3f}]".format
+    return ", ".join(said(*row) for row in part.iterrows()).replace(" [+nan, +nan]", "")
 
 
 def about_routers(found: dict) -> Markdown:
     """Say what a shared router changes, and how evenly experts are used."""
     if found["rows"].empty:
         return _missing(ROUTERS)
-    change = shared_routers(found).xs(ALL, level="set")
+    change = shared_routers(found).xs(ALL)
     use = found["rows"][found["rows"]["sparse"]].groupby("n_experts")[["imbalance", "dead"]].mean()
     uses = [f"{row.imbalance:.2f} with {n} ({row.dead:.1f} dead)" for n, row in use.iterrows()]
     return Markdown(
