@@ -25,9 +25,12 @@ TITLES = {"naive": "plain implementation"}
 
 
 def load(folder: str | Path = RESULTS) -> dict[str, dict]:
-    """Read what `make bench` left: one entry per benchmark, empty where none has run."""
+    """Read what `make bench` left: one entry per benchmark of speed, empty where none has run."""
     plot.style()
-    return {path.stem: json.loads(path.read_text()) for path in sorted(Path(folder).glob("*.json"))}
+    found = {
+        path.stem: json.loads(path.read_text()) for path in sorted(Path(folder).glob("*.json"))
+    }
+    return {name: content for name, content in found.items() if "tables" in content}
 
 
 def frame(found: dict[str, dict], caption: str) -> pd.DataFrame:

@@ -219,3 +219,11 @@ def test_a_page_on_a_claim_shows_its_own_run_beside_the_table_of_record(name, fe
     records = pd.DataFrame(metrics(tmp_path)["records"])
     assert {"accuracy", "r2"} <= set(records["metric"])
     assert set(records["data_source"]) == {"excerpt"}
+
+
+def test_the_page_on_sparsity_shows_its_own_run_beside_what_was_measured(tmp_path):
+    cells = papermill("sparsity", tmp_path, tmp_path)
+    assert "**Takeaway.**" in shown(cells, "text/markdown")
+    assert "This run, validation cells (simulated cells)" in shown(cells)
+    records = pd.DataFrame(metrics(tmp_path)["records"])
+    assert records["method"].nunique() == 3 and {"accuracy", "r2"} <= set(records["metric"])
