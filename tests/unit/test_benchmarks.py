@@ -78,7 +78,7 @@ def test_the_page_on_speed_says_what_was_not_measured(tmp_path):
     found = report_speed.load(tmp_path)
     assert "not measured" in report_speed.epochs(found).data
     assert "No GPU was to be had" in report_speed.origin(found).data
-    assert "Nothing was measured" in report_speed.takeaway(found).data
+    assert "Nothing was measured" in report_speed.takeaway(found, found).data
 
 
 def test_the_page_on_speed_says_which_target_is_missed(tmp_path):
@@ -88,6 +88,10 @@ def test_the_page_on_speed_says_which_target_is_missed(tmp_path):
         for row, ratio, asked in (("naive", 1.0, None), ("scmoe float32", 2.2, 2.5))
     ]
     common.write(tmp_path / "epochs.json", {report_speed.EPOCHS: pd.DataFrame(rows)}, {})
-    said = report_speed.takeaway(report_speed.load(tmp_path)).data
+    bf16 = [{"preset": "patchseq", "row": "scmoe bf16", "epoch, naive / this": 3.0, "asked": 4.0}]
+    common.write(tmp_path / "amx" / "epochs.json", {report_speed.EPOCHS: pd.DataFrame(bf16)}, {})
+    found, amx = report_speed.load(tmp_path), report_speed.load(tmp_path / "amx")
+    said = report_speed.takeaway(found, amx).data
     assert "2.2 times (Dyngen)" in said
-    assert "The target for ATAC in float32, 2.5 times, is missed." in said
+    assert "The target for ATAC in float32, 2.5 times, is missed (2.2)." in said
+    assert "The target for Patch-seq in bf16, 4 times, is missed (3.0)." in said
