@@ -123,7 +123,7 @@ def measure(tiny: bool = False, choose: bool = False) -> dict[str, pd.DataFrame]
     presets, rows = pd.DataFrame(rows), []
     sweep = [s for s in dict.fromkeys(SWEEP) if s[1] >= s[2]]
     for shape, skew in itertools.product(sweep[:2] if tiny else sweep, (False, True)):
-        times = milliseconds(shape, skew, names[1:], 1 if tiny else 3)
+        times = milliseconds(shape, skew, names[1:], 1 if tiny else 2)
         sizes = dict(zip(("tokens", "experts", "k", "width"), shape, strict=True))
         rows.append({**sizes, "router": "skewed" if skew else "even", **times})
     table = pd.DataFrame(rows)

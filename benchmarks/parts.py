@@ -17,7 +17,7 @@ from benchmarks.naive import ddc
 from scmoe.nn import losses
 from scmoe.step import Step
 
-ROUNDS = {"dyngen": 9, "dbitseq": 9, "patchseq": 3, "atacseq": 9}
+ROUNDS = {"dyngen": 9, "dbitseq": 7, "patchseq": 3, "atacseq": 7}
 COMPILED = ("dyngen", "patchseq")  # bound by launches, and by arithmetic
 
 

@@ -96,7 +96,7 @@ def sweeps(tiny: bool) -> list[dict]:
     rows = []
     for what, values in SWEEPS.items():
         values = values[:2] if tiny else values
-        taken = [step_ms(**{names[what]: v}, rounds=1 if tiny else 3) for v in values]
+        taken = [step_ms(**{names[what]: v}, rounds=1 if tiny else 2) for v in values]
         rows += [
             {"what grows": what, "to": v, "ms a step": common.rounded(t)}
             for v, t in zip(values, taken, strict=True)
