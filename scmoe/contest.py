@@ -22,6 +22,7 @@ from scmoe.data import DATASETS
 
 ENTRY = ["set", "task", "metric", "target_modality", "source_modality"]
 UNIT = ["fold", "seed"]
+COLUMNS = [*ENTRY, *UNIT, "ours", "rival", "theirs", "difference"]
 METRICS = {
     "supervised": ["accuracy", "balanced_accuracy", "macro_f1", "ari"],
     "unsupervised": ["ari", "nmi"],
@@ -43,8 +44,8 @@ def prepare(records: pd.DataFrame, metrics: dict[str, list[str]] = METRICS) -> p
 
     Returns
     -------
-    The records, folds as text, with `set`, `entrant` and `kind`: "ours", "peer", "simple" or
-    "location".
+    The records, folds as text, with `set`, `entrant`, `kind` ("ours", "peer", "simple" or
+    "location") and `partial`: does it identify groups from some of the modalities only?
     """
     counts = pd.Series(False, index=records.index)
     for task, names in metrics.items():
@@ -59,13 +60,13 @@ def prepare(records: pd.DataFrame, metrics: dict[str, list[str]] = METRICS) -> p
     n_read = table["modalities"].str.count(r"\+")
     some = n_read < n_read.groupby(table["dataset"]).transform("max")
     named = [m in name for m, name in zip(table["modalities"], table["method"], strict=True)]
-    alone = table["modalities"].eq("coordinates") | table["task"].eq("translation")
-    told = ~some | alone | np.array(named, bool)
+    some &= table["modalities"].ne("coordinates") & table["task"].ne("translation")
+    told = ~some | np.array(named, bool)
     table["entrant"] = table["method"].where(told, table["method"] + " of " + table["modalities"])
     peer = table["method"].isin(PEERS)
     ours, place = table["method"].str.startswith(OURS), table["method"].eq(LOCATION)
     kind = np.select([ours, peer, place], ["ours", "peer", "location"], "simple")
-    return table.assign(kind=kind)
+    return table.assign(kind=kind, partial=some)
 
 
 def differences(table: pd.DataFrame, rivals: str | Sequence[str], ours: str = OURS) -> pd.DataFrame:
@@ -84,17 +85,46 @@ def differences(table: pd.DataFrame, rivals: str | Sequence[str], ours: str = OU
     -------
     Table with the columns of an entry, `fold`, `seed`, `ours`, `rival`, `theirs`, `difference`.
     """
+    both = _pairs(table, rivals, ours)
+    return both.merge(_best(both, ENTRY), on=[*ENTRY, "rival"])[COLUMNS]
+
+
+def chosen_elsewhere(
+    table: pd.DataFrame, rivals: str | Sequence[str] = "simple", ours: str = OURS
+) -> pd.DataFrame:
+    """Give ours minus the rival that is best elsewhere: no fold has a say in its own rival.
+
+    As `differences`, but the rival of an entry is chosen for each fold: on the set's other folds,
+    or, where there are fewer than two of those, on the other sets of the same data. Where there is
+    no elsewhere, there is no row.
+    """
+    both = _pairs(table, rivals, ours)
+    key, parts = ENTRY[1:], [both[:0]]
+    for (data, name, fold), part in both.groupby(["dataset", "set", "fold"], sort=False):
+        others = both[both["set"].eq(name) & both["fold"].ne(fold)]
+        if others["fold"].nunique() < 2:
+            others = both[both["dataset"].eq(data) & both["set"].ne(name)]
+        others = others.merge(part[[*key, "rival"]].drop_duplicates())  # those that ran here, too
+        parts.append(part.merge(_best(others, key), on=[*key, "rival"]))
+    return pd.concat(parts, ignore_index=True)[COLUMNS]
+
+
+def _pairs(table: pd.DataFrame, rivals: str | Sequence[str], ours: str) -> pd.DataFrame:
+    """Give ours beside each rival, on the folds and seeds of both."""
     mine = table[table["entrant"].eq(ours)].set_index([*ENTRY, *UNIT])["value"].rename("ours")
     chosen = table["kind"].eq(rivals) if isinstance(rivals, str) else table["entrant"].isin(rivals)
     other = table[chosen & table["entrant"].ne(ours)]
     other = other.rename(columns={"entrant": "rival", "value": "theirs"})
-    both = other[[*ENTRY, *UNIT, "rival", "theirs"]].merge(mine.reset_index(), on=[*ENTRY, *UNIT])
-    both["difference"] = both["ours"] - both["theirs"]
-    if both.empty:
-        return both
-    mean = both.groupby([*ENTRY, "rival"])["difference"].mean().reset_index()
-    best = mean.sort_values("difference", kind="stable").drop_duplicates(ENTRY)
-    return both.merge(best[[*ENTRY, "rival"]], on=[*ENTRY, "rival"])
+    both = other[["dataset", *ENTRY, *UNIT, "rival", "theirs"]]
+    both = both.merge(mine.reset_index(), on=[*ENTRY, *UNIT])
+    return both.assign(difference=both["ours"] - both["theirs"])
+
+
+def _best(both: pd.DataFrame, key: list[str]) -> pd.DataFrame:
+    """Name, for each key, the rival that ours is behind most, or ahead of least, on average."""
+    mean = both.groupby([*key, "rival"])["difference"].mean().reset_index()
+    best = mean.sort_values("difference", kind="stable").drop_duplicates(key)
+    return best[[*key, "rival"]]
 
 
 def fixed(table: pd.DataFrame) -> list[str]:
@@ -139,25 +169,22 @@ def paired(difference: pd.Series, k: int = 5) -> dict[str, float]:
 def by_entry(found: pd.DataFrame) -> pd.DataFrame:
     """Summarise each entry: means of both, the difference with its interval, Holm's p, verdict.
 
-    `below` says that ours is lower by more than a standard error and by more than `LEAST`.
+    `below` says that ours is lower by more than a standard error and by more than `LEAST`, and
+    `above` the reverse. The rival named is the one that was chosen most often.
     """
     rows, order = [], [(task, m) for task, names in METRICS.items() for m in names]
-    parts = sorted(
-        found.groupby(ENTRY, sort=False),
-        key=lambda entry: (
-            entry[0][0],
-            order.index(entry[0][1:3]) if entry[0][1:3] in order else 0,
-        ),
-    )
-    for key, part in parts:
+    rank = {pair: place for place, pair in enumerate(order)}
+    parts = found.groupby(ENTRY, sort=False)
+    for key, part in sorted(parts, key=lambda entry: (entry[0][0], rank.get(entry[0][1:3], 0))):
         row = dict(zip(ENTRY, key, strict=True)) | {"ours": part["ours"].mean()}
-        row |= {"rival": part["rival"].iloc[0], "theirs": part["theirs"].mean()}
+        row |= {"rival": part["rival"].mode()[0], "theirs": part["theirs"].mean()}
         k = folds_of(row["set"])
         rows.append(row | paired(part.set_index(UNIT)["difference"], k))
     numbers = ["ours", "rival", "theirs", "difference", "se", "low", "high", "p", "n"]
     table = pd.DataFrame(rows, columns=[*ENTRY, *numbers])
     table["p_holm"] = holm(table["p"].to_numpy(float))
-    table["below"] = table["difference"] < -table["se"].fillna(0).clip(lower=LEAST)
+    noise = table["se"].fillna(0).clip(lower=LEAST)
+    table["below"], table["above"] = table["difference"] < -noise, table["difference"] > noise
     return table
 
 
@@ -176,15 +203,15 @@ def overall(entries: pd.DataFrame, seed: int = 0) -> dict[str, float]:
     Entries of one set are alike, so the interval comes from drawing sets (with all their entries)
     with replacement. Metrics count as they are: all lie between 0 and 1, R² below 1.
     """
+    counts = {name: int(entries[name].sum()) for name in ("below", "above")}
+    counts |= {"entries": len(entries), "sets": entries["set"].nunique()}
     sums = entries.groupby("set")["difference"].agg(["sum", "count"]).to_numpy(float)
     if not len(sums):
-        return {"mean": np.nan, "low": np.nan, "high": np.nan, "entries": 0, "below": 0, "sets": 0}
+        return {"mean": np.nan, "low": np.nan, "high": np.nan} | counts
     drawn = np.random.default_rng(seed).integers(len(sums), size=(N_BOOTSTRAP, len(sums)))
     totals = sums[drawn].sum(1)  # (N_BOOTSTRAP, 2)
     low, high = np.percentile(totals[:, 0] / totals[:, 1], [2.5, 97.5])
-    counts = {"entries": len(entries), "below": int(entries["below"].sum()), "sets": len(sums)}
-    mean = float(entries["difference"].mean())
-    return {"mean": mean, "low": float(low), "high": float(high)} | counts
+    return {"mean": entries["difference"].mean(), "low": low, "high": high} | counts
 
 
 def holm(p: np.ndarray) -> np.ndarray:
@@ -218,11 +245,8 @@ def ranks(table: pd.DataFrame) -> pd.DataFrame:
     best = mean.groupby([*ENTRY, "entrant"])["value"].max().reset_index()
     best["rank"] = best.groupby(ENTRY)["value"].rank(ascending=False)
     grouped = best.groupby(["entrant", "task", "metric"])["rank"]
-    wide, n = (
-        grouped.mean().unstack(["task", "metric"]),
-        grouped.count().unstack(["task", "metric"]),
-    )
-    wide = wide.where(n >= n.max() / 2)
+    n = grouped.count().unstack(["task", "metric"])
+    wide = grouped.mean().unstack(["task", "metric"]).where(n >= n.max() / 2)
     order = [(t, m) for t, names in METRICS.items() for m in names if (t, m) in wide]
     wide = wide[order].dropna(how="all")
     wide["entries"] = n.max(axis=1).astype(int)

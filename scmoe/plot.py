@@ -90,31 +90,34 @@ def scores(table: pd.DataFrame, panels: Mapping[str, str], title: str) -> Figure
     return fig
 
 
-def differences(panels: Mapping[str, pd.DataFrame], title: str) -> Figure:
-    """Draw differences with their intervals, a panel per rival; right of the line is better.
+def differences(table: pd.DataFrame, title: str) -> Figure:
+    """Draw differences with their intervals, a panel per task; right of the line is better.
 
     Parameters
     ----------
-    panels
-        Title of a panel -> table with columns `difference`, `low`, `high` (NaN: no interval). Rows
-        of the same index share a line.
+    table
+        One row per dot: `task` (the panel), `name` (the line), `against` (colour and shape),
+        `difference`, `low` and `high` (NaN: no interval). At most four different `against`.
     """
-    names = list(dict.fromkeys(name for table in panels.values() for name in table.index))
-    height = 1.6 + 0.19 * len(names)
-    fig, axes = _panels(title, 1, len(panels), height=height, sharey=True)
-    for ax, (words, table) in zip(axes, panels.items(), strict=True):
-        rows = [len(names) - 1 - names.index(name) for name in table.index]
-        colours = ["#CC6677" if high < 0 else "#332288" if low > 0 else "#777777"
-                   for low, high in zip(table["low"], table["high"], strict=True)]  # fmt: skip
+    tasks, names, rivals = (list(table[c].unique()) for c in ("task", "name", "against"))
+    height = 1.3 + 0.12 * len(names) * (len(rivals) + 0.5)
+    fig, axes = _panels(title, 1, len(tasks), height=height, sharey=True)
+    for ax, task in zip(axes, tasks, strict=True):
         ax.axvline(0, color="#bbbbbb", lw=1, zorder=0)
-        ax.hlines(rows, table["low"], table["high"], colors=colours, lw=1.6)
-        ax.scatter(table["difference"], rows, c=colours, s=26, zorder=3)
-        reach = 1.15 * np.nanmax(table["difference"].abs(), initial=0.02)
-        ax.set(title=fill(words, 11), ylim=(-0.7, len(names) - 0.3), xlim=(-2 * reach, 2 * reach))
-        ax.set_yticks(range(len(names))[::-1], names, fontsize=8)
-        ax.tick_params(axis="x", rotation=90)
+        shown = table[table["task"] == task]
+        looks = zip(rivals, ["#CC6677", "#332288", "#999933", "#777777"], "oDs^", strict=False)
+        for i, (rival, colour, marker) in enumerate(looks):
+            part = shown[shown["against"] == rival]
+            rows = part["name"].map(names.index) + (i + 1) / (len(rivals) + 1) - 0.5
+            ax.hlines(rows, part["low"], part["high"], colors=colour, lw=1.2)
+            ax.scatter(part["difference"], rows, c=colour, marker=marker, s=16, label=rival)
+        reach = 1.5 * shown["difference"].abs().max()
+        ax.set(title=task, xlim=(-reach, reach), ylim=(len(names) - 0.5, -0.5))
+        ax.set_yticks(range(len(names)), [fill(name, 20) for name in names], fontsize=8)
+        ax.hlines(np.arange(len(names) - 1) + 0.5, -reach, reach, color="#eeeeee", lw=0.8)
         ax.locator_params("x", nbins=3)
         ax.tick_params(axis="y", length=0)
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center")
     return fig
 
 

@@ -6,6 +6,7 @@ Nothing here is typed in: each sentence is worded from the numbers of the run at
 from __future__ import annotations
 
 import html
+from textwrap import fill
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -86,12 +87,27 @@ def box(body: str, name: str, loud: bool) -> HTML:
     return HTML(f'<div class="scmoe-banner {name}" style="{style}">{body}</div>')
 
 
-def table(frame: pd.DataFrame, caption: str, digits: int = 3) -> HTML:
-    """Show a table with a caption that carries the data's mark; it scrolls where it is too wide."""
+def table(
+    frame: pd.DataFrame, caption: str, digits: int = 3, folded: bool = False, flat: bool = False
+) -> HTML:
+    """Show a table with a caption that carries the data's mark; it scrolls where it is too wide.
+
+    A `folded` one opens when its caption is clicked, in a box that scrolls where it is too long.
+    The rows of a `flat` one are one line each, where their names are not too long for that.
+    """
+    if flat:
+        frame = frame.rename(index=lambda name: fill(str(name), 24))
     content = frame.to_html(
-        border=0, na_rep="–", float_format=f"{{:.{digits}f}}".format, classes="scmoe-table"
-    )
+        border=0, na_rep="–", float_format=f"{{:.{digits}f}}".format,
+        classes=["scmoe-table", "scmoe-flat"] if flat else "scmoe-table",
+    )  # fmt: skip
+    content = content.replace(r"\n", "<br>")  # pandas writes a line's end so
     words = html.escape(caption + (f" ({_mark})" if _mark else ""))
+    if folded:
+        return HTML(
+            f'<details class="scmoe-folded"><summary>{words}: {len(frame)} rows</summary>'
+            f'<div tabindex="0" style="overflow:auto;max-height:80vh">{content}</div></details>'
+        )
     content = content.replace("<thead>", f"<caption>{words}</caption><thead>", 1)
     return HTML(f'<div style="overflow-x:auto">{content}</div>')
 

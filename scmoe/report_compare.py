@@ -16,11 +16,14 @@ from scmoe.colours import in_order, title_of
 from scmoe.record import Run, read_records
 
 RIVALS = {
-    "simple": "best simple method",
-    "fixed": "one simple method",
-    "peer": "best peer",
+    "simple": "best simple method, with hindsight",
+    "whole": "best that reads all modalities, with hindsight",
+    "elsewhere": "simple method chosen on other folds",
+    "fixed": "one simple method a task",
+    "peer": "best peer, with hindsight",
     "linear": "linear path alone",
 }
+TASKS = {"supervised": "groups", "unsupervised": "clusters", "translation": "translation"}
 PAPER = BOOK / "paper_results.csv"  # a header alone, until somebody has the paper's tables
 CALIBRATION = {"supervised": ["ece"]}
 
@@ -50,9 +53,11 @@ def load(run: Run) -> Found:
     own = own[np.array(named, bool)]  # pages about something else have records of their own
     stored, provenance = read_table(run.extra.get("reference") or TABLE)
     table = contest.prepare(stored)
-    rivals = {"simple": "simple", "fixed": contest.fixed(table), "peer": "peer",
+    whole = table.loc[table["kind"].eq("simple") & ~table["partial"], "entrant"].unique()
+    rivals = {"simple": "simple", "whole": whole, "fixed": contest.fixed(table), "peer": "peer",
               "linear": [contest.LINEAR]}  # fmt: skip
     differences = {name: contest.differences(table, who) for name, who in rivals.items()}
+    differences["elsewhere"] = contest.chosen_elsewhere(table)
     entries = {name: contest.by_entry(found) for name, found in differences.items()}
     return Found(own, stored, provenance, table, differences, entries)
 
@@ -69,69 +74,111 @@ def banner(found: Found) -> HTML:
         pairs = ours[["dataset", "data_source"]].drop_duplicates()
         by_source = pairs.groupby("data_source")["dataset"].agg(list)
         sets = "; ".join(
-            f"{next(filter(None, report.SOURCES[source]))}: {', '.join(in_order(names))}"
+            f"{next(filter(None, report.SOURCES[source]))}: {_counted(names)}"
             for source, names in by_source.items()
         )
         units = ours[["dataset", "fold", "seed"]].astype(str).drop_duplicates()
-        told.append(f"<strong>{what}:</strong> {len(units)} sets × folds × seeds ({sets}).")
+        told.append(f"<strong>{what}:</strong> {len(units)} runs of scMoE, each a set, a fold and "
+                    f"a seed ({sets}).")  # fmt: skip
     simulated = found.stored["data_source"].isin(["stand-in"]).any()
     return report.box("<br>".join(told), "scmoe-compare", bool(simulated))
 
 
+def _counted(names: list[str]) -> str:
+    """List sets; those that differ only in how they were simulated share a name."""
+    counts = Counter(name.split("-")[0] for name in names)
+    return ", ".join(f"{k} ({n} sets)" if n > 1 else k for k, n in sorted(counts.items()))
+
+
 def takeaway(found: Found) -> Markdown:
-    """Word the answer: gains against the best of each kind, and what the experts add."""
-    said = []
-    for name, words in (("simple", "simple method"), ("peer", "peer")):
-        total = contest.overall(found.entries[name])
-        if total["entries"]:
-            said.append(
-                f"Against the best {words} of each entry, scMoE differs by {_interval(total)}, "
-                f"{_verdict(total)}, on average over {total['entries']} entries of "
-                f"{total['sets']} sets, and is lower in {total['below']} of them "
-                f"by more than {contest.LEAST} and a standard error."
-            )
-    one = contest.overall(found.entries["fixed"])
-    if one["entries"]:
-        names = ", ".join(found.entries["fixed"]["rival"].unique())
-        said.append(f"Against one simple method a task, the same everywhere ({names}): "
-                    f"{_interval(one)}.")  # fmt: skip
-    experts = contest.overall(found.entries["linear"])
-    if experts["entries"]:
-        said.append(f"Over its own linear path, the experts add {_interval(experts)}.")
+    """Word the answer: gains against each kind of rival, and what the experts add."""
+    names = ", ".join(found.entries["fixed"]["rival"].unique())
+    words = {
+        "simple": "Against the best simple method of each entry, chosen with hindsight on the very "
+        "cells that are scored",
+        "elsewhere": "Against the simple method that is best on other folds",
+        "fixed": f"Against one simple method a task, the same everywhere ({names})",
+        "peer": "Against the best peer, with hindsight",
+    }
+    total = {name: contest.overall(entries) for name, entries in found.entries.items()}
+    said = [f"{w}, {_verdict(total[name])}." for name, w in words.items() if total[name]["entries"]]
+    if said:
+        said.append(f"Lower and higher count what exceeds {contest.LEAST} and a standard error.")
+    if total["linear"]["entries"]:
+        said.append(f"Over its own linear path, the experts add {_interval(total['linear'])}.")
     return Markdown("**Takeaway.** " + (" ".join(said) or "There are no stored records yet."))
 
 
 def _verdict(total: dict) -> str:
-    """Say which side the interval of a mean difference lies on."""
     if total["sets"] < 3 or total["low"] <= 0 <= total["high"]:
-        return "which could be chance"
-    return "which is better" if total["low"] > 0 else "which is worse"
+        words = "the difference could be chance"
+    else:
+        words = f"scMoE is {'better' if total['low'] > 0 else 'worse'} on average"
+    return (f"{words}: {_interval(total)}, lower in {total['below']} of {total['entries']} entries "
+            f"and higher in {total['above']}")  # fmt: skip
 
 
 def _interval(total: dict) -> str:
-    if total["sets"] < 3:
-        return f"{total['mean']:+.3f} (too few sets for an interval)"
-    return f"{total['mean']:+.3f} (95 % interval {total['low']:+.3f} to {total['high']:+.3f})"
+    inside = f"95 % interval {signed(total['low'])} to {signed(total['high'])}"
+    few = "too few sets for an interval"
+    return f"{signed(total['mean'])} ({few if total['sets'] < 3 else inside})"
+
+
+def signed(value: float) -> str:
+    """Write a difference with its sign."""
+    return f"{value:+.3f}".replace("-", "−")
+
+
+def ranges(table: pd.DataFrame) -> list[str]:
+    """Write intervals; a dash where there is none."""
+    pairs = zip(table["low"], table["high"], strict=True)
+    return [f"{signed(a)} to {signed(b)}" if np.isfinite(a) else "–" for a, b in pairs]
 
 
 def figure(found: Found):
-    """Draw, per set and task, the mean difference to each rival with its interval."""
-    panels = {}
-    for name, words in RIVALS.items():
-        groups = contest.by_group(found.differences[name])
-        if len(groups):
-            groups.index = groups["set"] + ", " + groups["task"]
-            panels[f"minus {words}"] = groups.loc[in_order(groups.index)]
-    if not panels:
+    """Draw, per set and task, the mean difference to three rivals with its interval."""
+    parts = [contest.by_group(found.differences[name]).assign(against=f"minus {RIVALS[name]}")
+             for name in ("simple", "elsewhere", "peer")]  # fmt: skip
+    table = pd.concat(parts)
+    if table.empty:
         return Markdown("There is nothing to draw yet.")
-    return plot.differences(panels, "scMoE's mean difference by set and task")
+    table["name"] = pd.Categorical(table["set"], in_order(set(table["set"])))
+    table["task"] = pd.Categorical(table["task"].map(TASKS), TASKS.values())
+    table = table.sort_values(["task", "name"], kind="stable").astype({"name": str, "task": str})
+    return plot.differences(table, "scMoE's mean difference by set and task")
+
+
+def by_set(found: Found, task: str) -> HTML | Markdown:
+    """Show one row per set for a task's first metric, and each set's lowest entry of all."""
+    first, columns, which = contest.METRICS[task][0], {}, {}
+    for name in ("simple", "elsewhere", "peer"):
+        part = found.differences[name].query("task == @task and metric == @first")
+        groups, sets = contest.by_group(part).set_index("set"), part.groupby("set")
+        if name == "simple":
+            columns |= {"scMoE": sets["ours"].mean(), "best simple": sets["theirs"].mean()}
+        half = (groups["high"] - groups["difference"]).map(" ± {:.3f}".format)
+        half = half.where(groups["high"].notna(), "")
+        label = {"elsewhere": "chosen on other folds"}.get(name, f"best {name}")
+        columns[f"minus {label}"] = groups["difference"].map(signed) + half
+        if name != "elsewhere":
+            which[f"{label} is"] = sets["rival"].agg(lambda names: names.mode()[0])
+    entries = found.entries["simple"].query("task == @task")
+    if entries.empty:
+        return Markdown("There are no stored records yet.")
+    worst = entries.loc[entries.groupby("set")["difference"].idxmin()].set_index("set")
+    which["lowest against best simple"] = entry_of(worst) + " " + worst["difference"].map(signed)
+    table = pd.DataFrame(columns | which)
+    table = table.loc[in_order(table.index)].rename_axis(None)
+    caption = f"{TASKS[task].capitalize()}: {report.NAMES[first]}, test cells"
+    return report.table(table, caption, flat=True)
 
 
 def ranks(found: Found) -> HTML:
     """Show mean ranks per metric."""
     wide = contest.ranks(found.table)
     wide.columns = [_heading(*column) for column in wide.columns]
-    return report.table(wide.rename_axis(None), "Mean rank over entries (1 is best)", digits=1)
+    caption = "Mean rank over entries (1 is best)"
+    return report.table(wide.rename_axis(None), caption, digits=1, flat=True)
 
 
 def _heading(task: str, metric: str = "") -> str:
@@ -140,48 +187,32 @@ def _heading(task: str, metric: str = "") -> str:
 
 
 def gains(found: Found, rival: str) -> HTML:
-    """Show each entry's difference to a rival, with its interval and corrected p-value."""
+    """List each entry's difference to a rival, with its interval and corrected p-value."""
     table = found.entries[rival]
     shown = pd.DataFrame(
         {
             "set": table["set"],
-            "entry": _entry(table),
+            "entry": entry_of(table),
             "scMoE": table["ours"],
-            RIVALS[rival]: table["theirs"],
+            "rival": table["theirs"],
             "which": table["rival"],
-            "difference": table["difference"],
-            "95 % interval": _ranges(table),
+            "difference": table["difference"].map(signed),
+            "95 % interval": ranges(table),
             "p (Holm)": table["p_holm"],
             "repeats": table["n"],
         }
     ).set_index(["set", "entry"])
     if rival == "linear":
         shown = shown.drop(columns="which")
-    return report.table(shown, f"scMoE minus {RIVALS[rival]}, test cells")
+    return report.table(shown, f"Every entry: scMoE minus {RIVALS[rival]}", folded=True)
 
 
-def _entry(table: pd.DataFrame) -> pd.Series:
+def entry_of(table: pd.DataFrame) -> pd.Series:
+    """Name each entry within its set: its metric and, of a translation, its pair."""
     pair = table["target_modality"].map(title_of) + " ← " + table["source_modality"].map(title_of)
     names = table["metric"].map(report.NAMES)
     clusters = np.where(table["task"].eq("unsupervised"), "clusters: ", "")
     return (clusters + names).where(table["task"].ne("translation"), names + " " + pair)
-
-
-def _ranges(table: pd.DataFrame) -> list[str]:
-    pairs = zip(table["low"], table["high"], strict=True)
-    return [f"{low:+.3f} to {high:+.3f}" if np.isfinite(low) else "–" for low, high in pairs]
-
-
-def shortfalls(found: Found) -> HTML | Markdown:
-    """List the entries in which scMoE is lower than the best simple method or peer."""
-    parts = [found.entries[name].query("below").assign(against=RIVALS[name])
-             for name in ("simple", "peer")]  # fmt: skip
-    table = pd.concat(parts)
-    if table.empty:
-        return Markdown("There is no such entry.")
-    table = table.assign(entry=_entry(table)).sort_values("difference")
-    columns = ["set", "entry", "against", "rival", "ours", "theirs", "difference", "se"]
-    return report.table(table[columns].set_index(["set", "entry"]), "Where scMoE is lower")
 
 
 def record(found: Found) -> HTML:
@@ -217,7 +248,7 @@ def record(found: Found) -> HTML:
     table = table.iloc[np.lexsort((rank, known["set"].map(in_order(set(known["set"])).index)))]
     sets, names = table.index.get_level_values("set"), [_heading(*key[1:]) for key in table.index]
     table.index = pd.MultiIndex.from_arrays([sets, names], names=["set", "metric"])
-    return report.table(table, "Stored: all folds and seeds. Yours: one fold, one seed")
+    return report.table(table, "Table of record: all folds and seeds", folded=True)
 
 
 def calibration(found: Found) -> HTML | Markdown:
@@ -229,9 +260,9 @@ def calibration(found: Found) -> HTML | Markdown:
         return Markdown("There are no stored records yet.")
     shown = pd.DataFrame({"set": entries["set"], "scMoE": -entries["ours"],
                           "logistic regression": -entries["theirs"], "fusion": entries["rival"],
-                          "lower by": entries["difference"], "95 % interval": _ranges(entries),
-                          }).set_index("set")  # fmt: skip
-    return report.table(shown, "Calibration error (lower is better)")
+                          "lower by": entries["difference"].map(signed),
+                          "95 % interval": ranges(entries)}).set_index("set")  # fmt: skip
+    return report.table(shown, "Calibration error by set (lower is better)", folded=True)
 
 
 def absent(found: Found) -> HTML | Markdown:
@@ -243,7 +274,9 @@ def absent(found: Found) -> HTML | Markdown:
     table = pd.DataFrame(rows, columns=["why", "peer", "sets"])
     table["why"] = [why.replace(name, "this set") for why, _, name in rows]
     table = table.groupby(["peer", "why"])["sets"].agg(lambda s: ", ".join(in_order(s)))
-    return report.table(table.to_frame().reset_index("why"), "Peers that were not used")
+    return report.table(
+        table.to_frame().reset_index("why"), "Peers that were not used", folded=True
+    )
 
 
 def origin(found: Found) -> Markdown:

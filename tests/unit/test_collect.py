@@ -6,7 +6,7 @@ import shutil
 import pandas as pd
 import pytest
 
-from scmoe import collect, matrix, report_compare
+from scmoe import collect, matrix, report_compare, report_shortfalls
 from scmoe.metrics import COLUMNS
 from scmoe.record import Run
 
@@ -82,6 +82,9 @@ def test_the_comparison_reads_it_and_the_readers_runs(folder, table, tmp_path):
     assert "your run (quick)" in shown
     for rival in ("simple", "linear"):
         assert "dyngen-100x60-s5" in report_compare.gains(found, rival).data
+    for task in ("supervised", "translation"):
+        assert "dyngen-100x60-s5" in report_compare.by_set(found, task).data
+    assert "linear path alone" in report_shortfalls.summary(found).data
 
 
 def test_a_number_of_the_paper_appears_once_it_is_filled_in(table, tmp_path, monkeypatch):
@@ -99,8 +102,28 @@ def test_without_any_records_the_comparison_says_so(tmp_path):
     assert "no stored records" in report_compare.takeaway(found).data
     for show in (report_compare.record, report_compare.ranks, report_compare.origin,
                  report_compare.figure, report_compare.absent, report_compare.calibration,
-                 report_compare.shortfalls):  # fmt: skip
+                 report_shortfalls.summary, report_shortfalls.why, report_shortfalls.pattern,
+                 report_shortfalls.shortfalls):  # fmt: skip
         assert isinstance(show(found).data, str)
+    assert "no stored records" in report_compare.by_set(found, "supervised").data
+
+
+def test_shortfalls_are_counted_and_named_with_and_without_hindsight(tmp_path):
+    row = {"dataset": "patchseq", "data_source": "local", "protocol": "strict", "seed": 0,
+           "task": "supervised", "modalities": "rna+ephys", "metric": "accuracy",
+           "target_modality": "", "source_modality": ""}  # fmt: skip
+    scores = {"scMoE": 0.5, "ridge": 0.7, "lasso": 0.4}
+    rows = [row | {"method": name, "fold": fold, "value": value + (name == "lasso") * (fold == 0)}
+            for name, value in scores.items() for fold in range(5)]  # fmt: skip
+    pd.DataFrame(rows)[COLUMNS].to_csv(tmp_path / "table.csv", index=False)
+    (tmp_path / "table.json").write_text('{"runs": [], "refused": {}}')
+    where = {"records": str(tmp_path / "none"), "reference": str(tmp_path / "table.csv")}
+    found = report_compare.load(Run("compare", extra=where))
+    assert "lower in 1 entries with it, of which 1 remain" in report_shortfalls.why(found).data
+    assert "<td>−0.200</td>" in report_shortfalls.pattern(found).data
+    largest = report_shortfalls.shortfalls(found, 10).data
+    assert "<td>ridge</td>" in largest
+    assert "lasso" not in largest
 
 
 def test_a_refusal_is_kept_until_the_peer_has_run(folder, tmp_path):

@@ -82,6 +82,58 @@ def test_coordinates_alone_are_no_rival():
     assert contest.differences(table, "simple")["rival"].tolist() == ["late fusion"]
 
 
+def noisy(n_methods, folds=10, sets=("patchseq",)):
+    """Ours and methods that are as good on average, each with noise of its own."""
+    rng, parts = np.random.default_rng(0), []
+    for name in ["scMoE", *(f"method {i}" for i in range(n_methods))]:
+        noise = 0 if name == "scMoE" else 0.1
+        for dataset in sets:
+            values = {(fold, 0): 0.5 + noise * rng.normal() for fold in range(folds)}
+            parts.append(records(name, values, dataset=dataset))
+    return contest.prepare(pd.concat(parts))
+
+
+def test_hindsight_picks_noise_and_a_choice_on_other_folds_does_not():
+    table = noisy(40, sets=[f"dyngen-{i}" for i in range(30)])
+    hindsight, honest = (
+        contest.overall(contest.by_entry(found))
+        for found in (contest.differences(table, "simple"), contest.chosen_elsewhere(table))
+    )
+    assert hindsight["high"] < -0.05
+    assert abs(honest["mean"]) < 0.015
+    assert honest["low"] < 0 < honest["high"]
+
+
+def test_a_method_that_is_better_everywhere_is_chosen_without_hindsight_too():
+    table = noisy(3)
+    table.loc[table["entrant"].eq("method 1"), "value"] += 1
+    there = contest.chosen_elsewhere(table)
+    assert set(there["rival"]) == {"method 1"}
+    expected = contest.differences(table, "simple")
+    pd.testing.assert_frame_equal(there.sort_values("fold", ignore_index=True),
+                                  expected.sort_values("fold", ignore_index=True))  # fmt: skip
+
+
+def test_no_fold_has_a_say_in_its_own_rival():
+    table = noisy(5)
+    before = contest.chosen_elsewhere(table).set_index("fold")["rival"]
+    table.loc[table["entrant"].eq("method 2") & table["fold"].eq("3"), "value"] = 9
+    after = contest.chosen_elsewhere(table).set_index("fold")["rival"]
+    assert before["3"] == after["3"]
+    assert set(after.drop("3")) == {"method 2"}
+
+
+def test_where_folds_are_few_other_sets_of_the_same_data_choose():
+    scores = {"scMoE": (0.5, 0.5), "a": (0.9, 0.1), "b": (0.2, 0.8)}
+    parts = [records(name, {("s1d1", 0): first, ("s1d2", 0): second}, dataset="atacseq")
+             for name, (first, second) in scores.items()]  # fmt: skip
+    parts.append(records("scMoE", {(0, 0): 0.5}))  # one fold of a set, and no other: no row
+    parts.append(records("a", {(0, 0): 0.5}))
+    found = contest.chosen_elsewhere(contest.prepare(pd.concat(parts))).set_index("set")
+    assert found["rival"].to_dict() == {"atacseq s1d1": "b", "atacseq s1d2": "a"}
+    assert found["difference"].tolist() == pytest.approx([0.3, 0.4])
+
+
 def test_one_simple_method_a_task_is_the_best_on_average_of_those_that_ran_everywhere():
     parts = []
     for name, scores in {"a": (0.9, 0.1), "b": (0.6, 0.6), "scMoE": (1, 1), "c": (0.99,)}.items():
@@ -114,8 +166,8 @@ def test_a_method_on_some_modalities_is_an_entrant_of_its_own():
             ]
         )
     )
-    names = {"late fusion", "late fusion of rna", "logistic regression (rna)"}
-    assert set(table["entrant"]) == names
+    partial = {"late fusion": False, "late fusion of rna": True, "logistic regression (rna)": True}
+    assert table.set_index("entrant")["partial"].to_dict() == partial
 
 
 @pytest.mark.parametrize(
@@ -136,10 +188,10 @@ def test_holm_is_as_in_its_paper_and_leaves_undefined_ones_out():
 
 
 def test_the_overall_interval_draws_sets():
-    rows = [(name, gain, False) for name, gain in [("a", 0.1)] * 50 + [("b", -0.1)] * 2]
-    entries = pd.DataFrame(rows, columns=["set", "difference", "below"])
+    rows = [(name, g, g < 0, g > 0) for name, g in [("a", 0.1)] * 50 + [("b", -0.1)] * 2]
+    entries = pd.DataFrame(rows, columns=["set", "difference", "below", "above"])
     total = contest.overall(entries)
-    assert total["entries"] == 52
+    assert [total[name] for name in ("entries", "below", "above")] == [52, 2, 50]
     assert (total["low"], total["high"]) == pytest.approx((-0.1, 0.1))  # a quarter draws b only
 
 
