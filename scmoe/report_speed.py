@@ -43,12 +43,15 @@ def frame(found: dict[str, dict], caption: str) -> pd.DataFrame:
 
 
 def origin(found: dict[str, dict]) -> HTML:
-    """Say what the numbers were measured on, and that no GPU's are among them."""
-    machines = {json.dumps(c["machine"], sort_keys=True): c["machine"] for c in found.values()}
+    """Say what was measured on which machine, and that no GPU's numbers are among them."""
+    machines: dict[str, list[str]] = {}
+    for name, content in found.items():
+        m = content["machine"]
+        words = f"{m['processor']}, {m['threads']} threads, torch {m['torch']}"
+        machines.setdefault(words, []).append(name)
     lines = [
-        f"<strong>Measured on:</strong> {html.escape(m['processor'])}, {m['threads']} threads, "
-        f"torch {html.escape(m['torch'])}."
-        for m in {m["processor"]: m for m in machines.values()}.values()
+        f"<strong>Measured on</strong> {html.escape(machine)}: {', '.join(names)}."
+        for machine, names in machines.items()
     ]
     if "gpu" not in found:
         lines.append("<strong>No GPU was to be had</strong>: its tables are empty.")

@@ -14,6 +14,7 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.special import log_softmax, softmax
 from sklearn.linear_model import LogisticRegression
+from threadpoolctl import threadpool_limits
 
 N_COMPONENTS = (25, 50, 100, 200)
 BLOCK_WEIGHTS = (0.1, 0.2, 0.4, 0.7, 1.0)  # of a modality beside the best one
@@ -23,6 +24,7 @@ TEMPERATURES = (0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 1.0, 1.4)  # inverse: they multip
 TUNING_CELLS = 5000  # choices are made on as many, drawn at random from larger data
 FLOOR = 1e-4  # of a probability, where choices are made: one cell's part in them is bounded
 PRIOR_CELLS = 5.0  # how many cells speak for equal weights of all heads, and for RARITY
+THREADED_CELLS = 2000  # with fewer, a second thread takes longer to start than to be useful
 RARITY = 0.3  # weight of the head that knows only which groups are rare
 
 
@@ -124,12 +126,13 @@ def fit_heads(
     """
     search = _Search(scores, present, labels, n_groups, fold, seed)
     modalities = [i for i in range(len(scores)) if present[:, i].any()]
-    heads = [search.single(i, kind) for i, kind in product(modalities, KINDS)]
-    if len(modalities) > 1:
-        together = [search.together(heads, kind) for kind in KINDS]
-        heads += [head for head in together if len(head.blocks) > 1]
-    for head in heads:
-        head.fit(scores, present, labels, n_groups)
+    with threadpool_limits(1 if len(labels) < THREADED_CELLS else None):
+        heads = [search.single(i, kind) for i, kind in product(modalities, KINDS)]
+        if len(modalities) > 1:
+            together = [search.together(heads, kind) for kind in KINDS]
+            heads += [head for head in together if len(head.blocks) > 1]
+        for head in heads:
+            head.fit(scores, present, labels, n_groups)
     return [*heads, _rarity(labels, n_groups)]
 
 
