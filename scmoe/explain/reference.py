@@ -4,7 +4,8 @@
 
 gathers the `metrics.json` of the interpretability runs below some folders into
 `book/reference_interpretability.csv` (records) and `.json` (where they came from); of two runs of
-the same data set and protocol, that of the later folder is kept.
+the same data set and protocol, that of the later folder is kept, and what is there already stays
+where no run replaces it.
 """
 
 from __future__ import annotations
@@ -26,8 +27,12 @@ AGAINST = "primary against it, "
 
 
 def gather(*folders: Path, file: Path = FILE) -> pd.DataFrame:
-    """Write the records of all interpretability runs below `folders`, and their provenance."""
+    """Add the records of all interpretability runs below `folders`, and their provenance."""
     tables, provenance = {}, {}
+    if file.exists():
+        kept = pd.read_csv(file).groupby(["dataset", "protocol"], sort=False)
+        tables = {", ".join(names): table for names, table in kept}
+        provenance = json.loads(file.with_suffix(".json").read_text())
     left = "interpretability*/metrics.json"
     for path in (path for folder in folders for path in sorted(Path(folder).glob(left))):
         found = json.loads(path.read_text())
