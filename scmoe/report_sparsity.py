@@ -19,6 +19,7 @@ WEIGHTS, ARITHMETIC = "equal weights", "equal arithmetic"
 SCORES = {"accuracy": "accuracy", "macro_f1": "macro F1", "r2": "R²", "loss": "validation loss"}
 COLOURS = {1: "#CC6677", 4: "#88CCEE", 16: "#44AA99", 32: "#332288"}  # by number of experts
 SETS = {"patchseq, fold 0": "Patch-seq, fold 0", "simulated, bifurcating": "Dyngen, bifurcating"}
+LEAST_PAIRS = 3  # of set and seed, for a verdict
 UNIT, ALL, PANELS = ["set", "seed"], "all sets", ["accuracy", "r2"]
 
 
@@ -118,8 +119,8 @@ def takeaway(found: dict) -> Markdown:
 
 def _verdict(part: pd.DataFrame) -> str:
     """Say what a difference does, by the intervals that lie on one side of 0; less loss is more."""
-    if part["low"].isna().all():
-        return "cannot be judged from one seed"
+    if (n := part["pairs"].iloc[0]) < LEAST_PAIRS:
+        return f"cannot be judged from so few runs ({n})"
     sign = np.where(part.index == SCORES["loss"], -1, 1)
     clear = sign * np.select([part["low"] > 0, part["high"] < 0], [1, -1], 0)
     counts = {"helps": (clear > 0).sum(), "hurts": (clear < 0).sum()}

@@ -58,7 +58,7 @@ def test_where_nothing_differs_it_makes_no_clear_difference(tmp_path):
 
 def test_help_and_harm_are_both_told():
     part = pd.DataFrame(
-        {"low": [0.1, -0.2, 0.1, -0.1], "high": [0.2, -0.1, 0.2, 0.1]},
+        {"low": [0.1, -0.2, 0.1, -0.1], "high": [0.2, -0.1, 0.2, 0.1], "pairs": 6},
         index=list(report_sparsity.SCORES.values()),
     ).rename(index={"R²": "validation loss", "validation loss": "R²"})
     assert report_sparsity._verdict(part) == "clearly helps 1 and hurts 2 of 4 scores"
@@ -85,7 +85,7 @@ def test_one_set_and_seed_is_not_judged(tmp_path):
         (found["rows"]["seed"] == 0) & (found["rows"]["set"].str[0] == "D")
     ]
     said = report_sparsity.takeaway(found).data
-    assert "cannot be judged from one seed" in said and "nan" not in said
+    assert "cannot be judged from so few runs (1)" in said and "nan" not in said
 
 
 def test_a_seed_that_is_not_finished_is_left_out(tmp_path):
