@@ -44,11 +44,11 @@ def ours(run: Run, split: Split) -> pd.DataFrame:
     Translations are those of the supervised run. Clusters are the linear path's, whatever the
     network learns, so that without labels it needs to learn nothing.
     """
-    found = run.task == "unsupervised" and run.protocol == "strict"
-    config = run.config().replace(epochs=1) if found else run.config()
+    clusters = run.task == "unsupervised" and run.protocol == "strict"
+    config = run.config().replace(epochs=1) if clusters else run.config()
     model = run.fit(ScMoE(run.task, config, run.seed), split, progress=False)
     table = summary.score_ours(run, model, split)
-    return table[table["task"] != "translation"] if found else table
+    return table[table["task"] != "translation"] if clusters else table
 
 
 def dense(run: Run, split: Split) -> pd.DataFrame:

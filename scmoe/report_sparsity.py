@@ -18,7 +18,7 @@ RESULTS = Path(__file__).resolve().parents[1] / "benchmarks" / "results" / "spar
 WEIGHTS, ARITHMETIC = "equal weights", "equal arithmetic"
 SCORES = {"accuracy": "accuracy", "macro_f1": "macro F1", "r2": "R²", "loss": "validation loss"}
 COLOURS = {1: "#CC6677", 4: "#88CCEE", 16: "#44AA99", 32: "#332288"}  # by number of experts
-SETS = {"patchseq, fold 0": "Patch-seq, fold 0", "simulated, bifurcating": "Dyngen, bifurcating"}
+SETS = {"patchseq, fold 0": "Patch-seq, fold 0", "simulated, bifurcating": "Dyngen, simulated"}
 LEAST_PAIRS = 3  # of set and seed, for a verdict
 UNIT, ALL, PANELS = ["set", "seed"], "all sets", ["accuracy", "r2"]
 

@@ -54,6 +54,9 @@ def test_scores_come_back_from_the_file_that_the_book_keeps(scored, tmp_path):
     assert words.about_cost(back).data
     assert reference.stored("own", "paper", file) is None
     assert json.loads(file.with_suffix(".json").read_text()) == {"own, strict": provenance}
+    again = reference.gather(tmp_path / "nothing new", file=file)
+    assert len(again) == len(records)
+    assert reference.stored("own", "strict", file).table.equals(back.table)
 
 
 def test_many_networks_come_back_too(tmp_path):
