@@ -27,7 +27,7 @@ from scmoe.nn.cells import Cells
 from scmoe.nn.linear import LinearPath, fit_linear_path
 from scmoe.nn.network import Network
 
-FORMAT = 1  # of a saved model
+FORMAT = 2  # of a saved model
 
 
 class ScMoE:

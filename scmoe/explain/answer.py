@@ -68,7 +68,7 @@ class Answer(nn.Module):
         if linear is None or (self.target is None and not linear.has_groups):
             return x[0].new_zeros(len(x[0]), len(self.columns))
         if self.target is None:
-            return self._centred(linear.group_logits(full, present))
+            return self._centred(linear.group_logits(full, present) + linear.rare)
         return linear.translate(full, present, self.target)[:, self.columns]
 
     def network_part(self, *x: Tensor, present: Tensor | None = None) -> Tensor:

@@ -1,13 +1,18 @@
-"""Groups without labels: many clusterings, and a choice among them that needs no label either.
+"""Groups without labels: k-means in what the modalities share, unless a rival is clearly better.
 
-A group is something that comes back when some of the cells are left out, and that every modality
-can tell on cells held out. The clustering is kept for which the product of both is the largest.
+Generalised canonical correlation finds the axes along which the modalities agree; noise that only
+one of them has stays out. Where groups show in one modality only, or are not round, k-means there
+misses them. So other clusterings compete, judged without a label: a group is something that comes
+back when some of the cells are left out, and that every modality can tell on cells held out. The
+product of both must be larger by `MARGIN` for a rival to win.
 """
 
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from itertools import product
+from typing import NamedTuple
 
 import igraph
 import numpy as np
@@ -22,17 +27,30 @@ N_NEIGHBORS = 15
 N_SHARED = 20  # neighbours whose overlap is an edge's weight
 N_BISECTIONS = 25
 JUDGING_SHRINKAGE = 0.2
+AXES_SHRINKAGE = 0.3  # of each modality's covariance, where shared axes are looked for
+MARGIN = 0.2  # by which share a rival must be better
 N_PARTS, STABLE_SHARE = 3, 0.7  # how often, and of how many cells, a clustering is repeated
+
+
+class Clustering(NamedTuple):
+    """One way to cluster, and how good it is as far as can be said without labels."""
+
+    way: str  # a key of `WAYS`
+    modalities: tuple[int, ...]
+    labels: np.ndarray  # (N,)
+    stability: float
+    agreement: float
+
+    @property
+    def score(self) -> float:
+        """What rivals compete for."""
+        return self.stability * self.agreement
 
 
 def find_clusters(
     blocks: list[np.ndarray], present: np.ndarray, n_groups: int, fold: np.ndarray, seed: int
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """Cluster of each cell, and the centres where they are those of k-means on all components.
-
-    Candidates, of all modalities together and of each by itself: k-means on components; Leiden on
-    their nearest neighbours; Leiden on shared nearest neighbours, counted in each modality and
-    added up.
+) -> np.ndarray:
+    """Give the cluster of each cell, of the way to cluster that wins.
 
     Parameters
     ----------
@@ -41,31 +59,74 @@ def find_clusters(
     present, fold
         `(N, M)` bool; `(N,)` the fold a cell is held out in.
     """
-    model = KMeans(n_groups, n_init=20, random_state=seed).fit(np.hstack(blocks))
+    if len(fold) <= N_SHARED:
+        return _k_means(blocks, present, n_groups, seed)
+    return winner(list(candidates(blocks, present, n_groups, fold, seed))).labels
+
+
+def winner(found: list[Clustering], margin: float = MARGIN) -> Clustering:
+    """Keep the first, k-means on shared axes where there are any, unless a rival is better."""
+    best = max(found, key=lambda c: c.score)
+    first = found[0]
+    return first if first.way == SHARED and best.score <= (1 + margin) * first.score else best
+
+
+def candidates(blocks, present, n_groups, fold, seed) -> Iterator[Clustering]:
+    """Cluster in every way, of all modalities together and of each by itself.
+
+    Arguments as of :func:`find_clusters`.
+    """
     n, m = present.shape
-    if n <= N_SHARED:
-        return model.labels_, model.cluster_centers_
     rng = np.random.default_rng(seed)
     parts = [np.sort(rng.permutation(n)[: round(STABLE_SHARE * n)]) for _ in range(N_PARTS)]
-    everywhere = [[i] for i in range(m) if m > 1 and present[:, i].all()]
-    best, found = -np.inf, None
-    for chosen, cluster in product([[*range(m)], *everywhere], (_k_means, _near, _shared)):
-        own = [blocks[i] for i in chosen], present[:, chosen]
-        first = found is None
-        labels = model.labels_ if first else cluster(*own, n_groups, seed)
-        again = [cluster([z[p] for z in own[0]], own[1][p], n_groups, seed) for p in parts]
+    together = tuple(range(m))
+    alone = [(i,) for i in range(m) if m > 1 and present[:, i].all()]
+    todo = [(together, way) for way in WAYS if way != SHARED or _have_shared(present)]
+    todo += [(one, way) for one, way in product(alone, WAYS) if way != SHARED]
+    for chosen, way in todo:
+        own, has, cluster = [blocks[i] for i in chosen], present[:, chosen], WAYS[way]
+        labels = cluster(own, has, n_groups, seed)
+        again = [cluster([z[p] for z in own], has[p], n_groups, seed) for p in parts]
         stable = np.mean(
             [adjusted_rand_score(labels[p], a) for p, a in zip(parts, again, strict=True)]
         )
-        score = stable * agreement(blocks, present, labels, fold)
-        if score > best:
-            best, found = score, (labels, model.cluster_centers_ if first else None)
-    return found
+        told = agreement(blocks, present, labels, fold)
+        yield Clustering(way, chosen, labels, float(stable), told)
+
+
+def shared_axes(blocks: list[np.ndarray], present: np.ndarray, n_axes: int) -> np.ndarray:
+    """Scores `(N, n_axes)` on the axes that the modalities share most.
+
+    Generalised canonical correlation (Kettenring 1971, MAXVAR), fitted to the cells that have all
+    modalities. Along an axis that m modalities share in full, the sum of their whitened scores has
+    m times the variance that it has where they share nothing; what exceeds the latter is the
+    axis's weight. A cell that lacks some modalities is placed by the others.
+    """
+    full, whitened = present.all(1), []
+    for z in blocks:
+        values, vectors = np.linalg.eigh(np.cov(z[full], rowvar=False).reshape(2 * z.shape[1:]))
+        shrunk = (1 - AXES_SHRINKAGE) * values.clip(0) + AXES_SHRINKAGE * values.mean()
+        whitened.append(z @ (vectors / np.sqrt(shrunk.clip(1e-12))))
+    joint = np.hstack(whitened)
+    values, axes = np.linalg.eigh(np.cov(joint[full], rowvar=False))
+    values, axes = values[::-1][:n_axes], axes[:, ::-1][:, :n_axes]
+    weights = np.sqrt((values - 1).clip(0) / values.clip(1e-12))
+    return joint @ (axes * weights) * (len(blocks) / present.sum(1, keepdims=True).clip(1))
+
+
+def _have_shared(present) -> bool:
+    """Whether there are cells enough, even in a part of them, to look for shared axes."""
+    return present.shape[1] > 1 and present.all(1).sum() > 2 * N_SHARED
+
+
+def _on_shared_axes(blocks, present, n_groups, seed) -> np.ndarray:
+    scores = shared_axes(blocks, present, max(n_groups - 1, 2))
+    return _k_means([scores], present, n_groups, seed)
 
 
 def _k_means(blocks, present, n_groups, seed) -> np.ndarray:
     joint = np.hstack(blocks)
-    return KMeans(min(n_groups, len(joint)), n_init=5, random_state=seed).fit_predict(joint)
+    return KMeans(min(n_groups, len(joint)), n_init=20, random_state=seed).fit_predict(joint)
 
 
 def _near(blocks, present, n_groups, seed) -> np.ndarray:
@@ -74,9 +135,19 @@ def _near(blocks, present, n_groups, seed) -> np.ndarray:
     return communities(near + near.T, n_groups, seed)
 
 
-def _shared(blocks, present, n_groups, seed) -> np.ndarray:
+def _by_neighbours(blocks, present, n_groups, seed) -> np.ndarray:
+    """Leiden on the overlap of neighbourhoods, counted in each modality and added up."""
     parts = (_shared_neighbours(z, np.flatnonzero(present[:, i])) for i, z in enumerate(blocks))
     return communities(sum(parts), n_groups, seed)
+
+
+SHARED = "k-means on shared axes"
+WAYS = {  # the first is kept where none is clearly better
+    SHARED: _on_shared_axes,
+    "k-means": _k_means,
+    "Leiden, nearest neighbours": _near,
+    "Leiden, shared neighbours": _by_neighbours,
+}
 
 
 def agreement(blocks, present, labels, fold) -> float:

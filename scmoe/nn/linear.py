@@ -37,6 +37,7 @@ from scmoe.nn.translation import (
 MAX_COMPONENTS = 512  # enough to make ridge on a few hundred cells exact
 MAX_SUBSETS = 4  # modalities of which every subset has fusion weights of its own
 EMBEDDED = 20  # leading components of a modality in the embedding and for clusters
+RARE_SHIFT = 0.4  # share of a group's log frequency that is taken off where groups are named
 
 
 class CrossFit(NamedTuple):
@@ -88,6 +89,7 @@ class LinearPath(nn.Module):
         self.register_buffer("group_bias", torch.zeros(n_heads, n_groups))
         self.register_buffer("subsets", torch.zeros(n_subsets, m, dtype=torch.bool))
         self.register_buffer("fusion", torch.zeros(n_subsets, n_heads))
+        self.register_buffer("rare", torch.zeros(n_groups))  # added where a group is named
         # out-of-fold second moments of the translations from each source, and with the truth
         self.register_buffer("stack_gram", torch.zeros(m, m, m))
         self.register_buffer("stack_cross", torch.zeros(m, m))
@@ -233,6 +235,10 @@ def fit_linear_path(
     )
     with torch.no_grad():
         _set_groups(path, groups, spread)
+        if labels is not None:
+            counts = np.bincount(labels, minlength=n_groups)
+            raised = -RARE_SHIFT * np.log(counts.clip(1) / max(len(labels), 1))
+            _set(path, "rare", np.where(counts, raised, 0))
         for i, (mean, components) in enumerate(bases):
             _set(path, f"mean_{i}", mean)
             _set(path, f"components_{i}", components)
@@ -333,30 +339,12 @@ def _supervised(scores, present, labels, n_groups, fold, seed) -> _Groups:
 
 
 def _clusters(scores, present, n_groups, fold, seed) -> _Groups:
-    """Heads of clusters: for k-means the distances to its centres, else as if given as labels."""
-    scores = [z[:, :EMBEDDED] for z in scores]
-    blocks = [z / _spread(z[present[:, i]]) for i, z in enumerate(scores)]
+    """Heads of clusters, as if these had been given as labels."""
     some = np.sort(np.random.default_rng(seed).permutation(len(fold))[:TUNING_CELLS])
-    labels, centers = find_clusters(
-        [z[some] for z in blocks], present[some], n_groups, fold[some], seed
-    )
-    if centers is None:
-        few = [z[some] for z in scores]
-        found = _supervised(few, present[some], labels, n_groups, fold[some], seed)
-        return found._replace(logs=None)
-    joint = np.hstack(blocks)
-    distance = np.square(joint[:, None] - centers[None]).sum(2).min(1)
-    width = distance.mean() / joint.shape[1] * 2  # variance of one coordinate, twice
-    width = max(width, NEXT_TO_NOTHING)
-    q = [z.shape[1] for z in scores]
-    parts = np.split(centers, np.cumsum(q)[:-1], axis=1)
-    m = len(scores)
-    weights = [np.zeros((n, m, n_groups)) for n in q]
-    for i, part in enumerate(parts):
-        weights[i][:, i] = 2 * part.T / _spread(scores[i][present[:, i]])
-    bias = np.stack([-np.square(part).sum(1) for part in parts])
-    subsets = _subsets(m)
-    return _Groups(weights, bias, subsets, subsets / width, None)
+    present, few = present[some], [z[some, :EMBEDDED] for z in scores]
+    blocks = [z / _spread(z[present[:, i]]) for i, z in enumerate(few)]
+    labels = find_clusters(blocks, present, n_groups, fold[some], seed)
+    return _supervised(few, present, labels, n_groups, fold[some], seed)._replace(logs=None)
 
 
 def _set_groups(path, groups, spread):

@@ -168,10 +168,14 @@ class Network(nn.Module):
         return self.decoders[target](encoded.latents)
 
     def predict_groups(self, x: list[Tensor | None], present: Tensor) -> Tensor:
-        """Logits ``(B, C)`` from the modalities given: linear path plus scaled network."""
+        """Logits ``(B, C)`` from the modalities given: linear path plus scaled network.
+
+        Rare groups are raised (logit adjustment, Menon et al. 2021), here and nowhere in training:
+        fitted to the log-loss, few cells of a group rarely outvote many of another.
+        """
         logits = self.group_scale * self.group_logits(self.encode(x, present))
         if self.linear is not None and self.linear.has_groups:
-            logits = logits + self.linear.group_logits(x, present)
+            logits = logits + self.linear.group_logits(x, present) + self.linear.rare
         return logits
 
     def translate(self, x: list[Tensor | None], present: Tensor, target: int) -> Tensor:

@@ -1,0 +1,128 @@
+"""The recorded search for how clusters are found: every way, and how it would have been judged.
+
+Labels score what was found and have no part in finding it. Simulated networks whose seeds are used
+nowhere else, and training cells of some published folds; no published test cell is read, though a
+training cell of one fold is a test cell of another.
+
+``python -m benchmarks.clusters`` adds to results/clusters.json what is missing (ten minutes).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import mudata as md
+import numpy as np
+import pandas as pd
+from sklearn.metrics import adjusted_rand_score
+
+from scmoe.data import Transform, load, simulate_dyngen
+from scmoe.data.backbones import BACKBONES
+from scmoe.data.cells import keep
+from scmoe.nn import clusters, linear
+
+RESULTS = Path(__file__).parent / "results" / "clusters.json"
+SEEDS = 401, 402
+PAIRS = {  # modalities, and how to simulate them
+    "RNA + protein, medium": (["mrna", "protein"], dict(
+        backbone="bifurcating", setting="medium", seed=411, n_cells=900, n_genes=150)),
+    "RNA + protein, hard": (["mrna", "protein"], dict(
+        backbone="bifurcating", setting="hard", seed=412, n_cells=1500, n_genes=80)),
+    "RNA + ATAC, medium": (["mrna", "dna"], dict(
+        backbone="trifurcating", setting="medium", seed=413, n_cells=900, n_genes=150)),
+    "RNA + ATAC, cycle": (["mrna", "dna"], dict(
+        backbone="cycle", setting="medium", seed=414, n_cells=300, n_genes=200)),
+}  # fmt: skip
+REAL = {
+    "patchseq": (0, 4),
+    "dbitseq": (0, "block-1", "block-3"),
+    "atacseq": ("s1d1", "s1d2"),
+}
+
+
+def sets() -> Iterator[tuple[str, str, Callable[[], tuple[md.MuData, str]]]]:
+    """Kind, name, and how to get the cells and the key of their labels."""
+    for seed in SEEDS:
+        for setting in ("default", "hard"):
+            for backbone in BACKBONES:
+                yield f"Dyngen, {setting}", f"{backbone} {setting} {seed}", lambda a=(
+                    backbone, setting, seed
+                ): (simulate_dyngen(backbone=a[0], setting=a[1], seed=a[2]), "label")  # fmt: skip
+    for name, (modalities, how) in PAIRS.items():
+        yield "two modalities", name, lambda m=modalities, h=how: (
+            keep(simulate_dyngen(**h), m), "label"
+        )  # fmt: skip
+    for dataset, folds in REAL.items():
+        for fold in folds:
+            yield dataset, f"{dataset} {fold}", lambda a=(dataset, fold): _training(*a)
+
+
+def _training(dataset, fold) -> tuple[md.MuData, str]:
+    split = load(dataset, fold)
+    return split.train, split.label_key
+
+
+def measure(cells: md.MuData, key: str) -> list[dict]:
+    """Cluster in every way; give ARI with the labels, and what is known without them."""
+    parts = Transform().fit(cells).transform(cells).mod
+    truth = cells.obs[key].astype(str).to_numpy()
+    n, n_groups = len(truth), len(np.unique(truth))
+    present = np.ones((n, len(parts)), bool)
+    blocks = []
+    for i, part in enumerate(parts.values()):
+        basis = linear._components(part.X, present[:, i], 0)
+        z = linear._project(part.X, *basis)[:, : linear.EMBEDDED]
+        blocks.append(z / linear._spread(z))
+    fold = np.random.default_rng(0).permutation(n) % 5
+    return [
+        dict(
+            way=c.way,
+            modalities="+".join(list(parts)[i] for i in c.modalities),
+            ari=float(adjusted_rand_score(truth, c.labels)),
+            stability=c.stability,
+            agreement=c.agreement,
+        )
+        for c in clusters.candidates(blocks, present, n_groups, fold, 0)
+    ]
+
+
+def rules(rows: list[dict]) -> pd.DataFrame:
+    """ARI of what each rule would have kept, averaged over sets: rules in rows, kinds in columns.
+
+    Rules: a margin, the first way without rivals, the best candidate of all in hindsight.
+    """
+    found = {}
+    for (kind, name), part in pd.DataFrame(rows).groupby(["kind", "set"], sort=False):
+        kept = [
+            clusters.Clustering(r.way, tuple(r.modalities.split("+")), r.ari, r.stability,
+                                r.agreement)
+            for r in part.itertuples()
+        ]  # fmt: skip
+        rivals = [c for c in kept if c.way != clusters.SHARED]
+        column = {"no shared axes": clusters.winner(rivals).labels}
+        for margin in (0.0, 0.1, 0.2, 0.3, 0.5, np.inf):
+            column[f"margin {margin}"] = clusters.winner(kept, margin).labels
+        column["k-means of all modalities"] = next(c for c in kept if c.way == "k-means").labels
+        column["the best in hindsight"] = max(c.labels for c in kept)
+        found[kind, name] = column
+    table = pd.DataFrame(found)
+    means = table.T.groupby(level=0, sort=False).mean().T
+    return means.assign(all=table.mean(axis=1))
+
+
+def main() -> None:
+    """Measure what results/clusters.json lacks."""
+    rows = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
+    done = {row["set"] for row in rows}
+    for kind, name, get in sets():
+        if name not in done:
+            rows += [dict(kind=kind, set=name) | row for row in measure(*get())]
+            RESULTS.write_text(json.dumps(rows, indent=1) + "\n")
+            print(name, flush=True)
+    print(rules(rows).round(3).to_string())
+
+
+if __name__ == "__main__":
+    main()
