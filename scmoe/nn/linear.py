@@ -37,7 +37,7 @@ from scmoe.nn.translation import (
 MAX_COMPONENTS = 512  # enough to make ridge on a few hundred cells exact
 MAX_SUBSETS = 4  # modalities of which every subset has fusion weights of its own
 EMBEDDED = 20  # leading components of a modality in the embedding and for clusters
-RARE_SHIFT = 0.4  # share of a group's log frequency that is taken off where groups are named
+RARE_SHIFT = 0.5  # share of a group's log frequency that is taken off where groups are named
 
 
 class CrossFit(NamedTuple):
