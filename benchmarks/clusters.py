@@ -22,6 +22,7 @@ from scmoe.data import Transform, load, simulate_dyngen
 from scmoe.data.backbones import BACKBONES
 from scmoe.data.cells import keep
 from scmoe.nn import clusters, linear
+from scmoe.report_tried import cluster_rules
 
 RESULTS = Path(__file__).parent / "results" / "clusters.json"
 SEEDS = 401, 402
@@ -88,30 +89,6 @@ def measure(cells: md.MuData, key: str) -> list[dict]:
     ]
 
 
-def rules(rows: list[dict]) -> pd.DataFrame:
-    """ARI of what each rule would have kept, averaged over sets: rules in rows, kinds in columns.
-
-    Rules: a margin, the first way without rivals, the best candidate of all in hindsight.
-    """
-    found = {}
-    for (kind, name), part in pd.DataFrame(rows).groupby(["kind", "set"], sort=False):
-        kept = [
-            clusters.Clustering(r.way, tuple(r.modalities.split("+")), r.ari, r.stability,
-                                r.agreement)
-            for r in part.itertuples()
-        ]  # fmt: skip
-        rivals = [c for c in kept if c.way != clusters.SHARED]
-        column = {"no shared axes": clusters.winner(rivals).labels}
-        for margin in (0.0, 0.1, 0.2, 0.3, 0.5, np.inf):
-            column[f"margin {margin}"] = clusters.winner(kept, margin).labels
-        column["k-means of all modalities"] = next(c for c in kept if c.way == "k-means").labels
-        column["the best in hindsight"] = max(c.labels for c in kept)
-        found[kind, name] = column
-    table = pd.DataFrame(found)
-    means = table.T.groupby(level=0, sort=False).mean().T
-    return means.assign(all=table.mean(axis=1))
-
-
 def main() -> None:
     """Measure what results/clusters.json lacks."""
     rows = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
@@ -121,7 +98,7 @@ def main() -> None:
             rows += [dict(kind=kind, set=name) | row for row in measure(*get())]
             RESULTS.write_text(json.dumps(rows, indent=1) + "\n")
             print(name, flush=True)
-    print(rules(rows).round(3).to_string())
+    print(cluster_rules(pd.DataFrame(rows)).round(3).to_string())
 
 
 if __name__ == "__main__":

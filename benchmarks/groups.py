@@ -22,6 +22,7 @@ from scmoe import Config, ScMoE
 from scmoe.data import Split
 from scmoe.metrics import classification_metrics
 from scmoe.nn.linear import RARE_SHIFT
+from scmoe.report_tried import group_shifts
 
 RESULTS = Path(__file__).parent / "results" / "groups.json"
 SHIFTS = (0.0, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
@@ -54,12 +55,6 @@ def measure(split: Split) -> list[dict]:
     return found
 
 
-def means(rows: list[dict]) -> pd.DataFrame:
-    """Every metric by shift: kinds of sets count alike, and sets within a kind."""
-    by_kind = pd.DataFrame(rows).groupby(["kind", "shift"])[list(METRICS)].mean()
-    return by_kind.groupby(level="shift").mean()
-
-
 def main() -> None:
     """Measure what results/groups.json lacks."""
     rows = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
@@ -68,7 +63,7 @@ def main() -> None:
         if name not in done:
             rows += [dict(kind=kind, set=name) | row for row in measure(get())]
             RESULTS.write_text(json.dumps(rows, indent=1) + "\n")
-    print(means(rows).round(4).to_string())
+    print(group_shifts(pd.DataFrame(rows)).round(4).to_string())
 
 
 if __name__ == "__main__":
