@@ -17,6 +17,7 @@ from time import perf_counter
 
 import numpy as np
 
+from benchmarks.common import machine
 from scmoe import Config, ScMoE, evaluate
 from scmoe.data import load, simulate_dyngen, split_mudata
 
@@ -47,10 +48,8 @@ def variants() -> dict[str, dict]:
 
 def measure(split, settings: dict, seed: int) -> dict:
     """Train one network and score it on the validation cells."""
-    start = perf_counter()
     model = ScMoE(config=Config().replace(**SETTINGS, **settings), seed=seed)
     model.fit(split, device="cpu", progress=False)
-    seconds = perf_counter() - start
     best = model.history_.loc[model.history_["val_loss"].idxmin()]
     table = evaluate(model, split.val, split.label_key)
     groups = table[table["task"] == "supervised"].set_index("metric")["value"]
@@ -66,7 +65,6 @@ def measure(split, settings: dict, seed: int) -> dict:
         macro_f1=float(groups["macro_f1"]),
         r2=float(table.loc[table["metric"] == "r2", "value"].mean()),
         epochs=int(best["epoch"]),
-        seconds=seconds,
         weights=sum(p.numel() for p in experts.parameters()),
         met=settings["top_k"] * settings["hidden"],  # hidden units a token meets: its arithmetic
         imbalance=float(use.std()),  # coefficient of variation of the experts' use
@@ -91,7 +89,7 @@ def main() -> None:
                 continue
             row = dict(set=name, variant=variant, seed=seed, **settings)
             rows.append(row | measure(split, settings, seed))
-            note = dict(settings=SETTINGS, total_hidden=TOTAL_HIDDEN, rows=rows)
+            note = dict(machine=machine(), settings=SETTINGS, total_hidden=TOTAL_HIDDEN, rows=rows)
             RESULTS.write_text(json.dumps(note, indent=1) + "\n")
 
 

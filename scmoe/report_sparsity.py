@@ -71,16 +71,15 @@ def _paired(names: list[str], first: pd.DataFrame, second: pd.DataFrame, *keys: 
 
 
 def networks(found: dict) -> pd.DataFrame:
-    """Give every network's scores, use of experts and seconds of training: means over seeds."""
+    """Give every network's scores and use of experts: means over seeds."""
     names = {"n_experts": "experts", "top_k": "a token", "hidden": "width"}
     rows = found["rows"].rename(columns=SCORES | names)
     dense, own = rows["experts"] == 1, rows["n_routers"].isna()
     rows["routers"] = np.select([dense, own], ["–", "own"], "shared")
     rows.loc[dense, ["imbalance", "dead"]] = np.nan
-    columns = ["accuracy", "R²", "imbalance", "dead", "seconds"]
+    columns = ["accuracy", "R²", "imbalance", "dead"]
     keys = ["set", "experts", "a token", "width", "routers"]
-    means = rows.groupby(keys, sort=False)[columns].mean()
-    return means.assign(seconds=means["seconds"].map("{:.0f}".format))
+    return rows.groupby(keys, sort=False)[columns].mean()
 
 
 TABLES = {

@@ -19,7 +19,7 @@ def measured(folder, gain=0.0, seeds=3, left_out=0):
             for variant, settings in sparsity.variants().items():
                 n, k = settings["n_experts"], settings["top_k"]
                 scores = {s: 0.5 + 0.01 * seed + (k < n) * gain * by for s, by in GAIN.items()}
-                rest = dict(epochs=9, seconds=2.0, imbalance=n / 100, dead=n // 32)
+                rest = dict(epochs=9, imbalance=n / 100, dead=n // 32)
                 what = dict(set=name, variant=variant, seed=seed, met=k * settings["hidden"])
                 rows.append(what | settings | scores | rest)
     note = dict(settings=sparsity.SETTINGS, total_hidden=sparsity.TOTAL_HIDDEN)
