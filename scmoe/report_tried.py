@@ -101,7 +101,9 @@ def show(found: dict[str, pd.DataFrame], name: str) -> HTML | Markdown:
     n = rows["set"].nunique()
     if name == "clusters":
         words = f"Mean ARI of clusters by the rule that keeps them, {n} sets"
-        table = cluster_rules(rows).rename(columns={k: d.title for k, d in DATASETS.items()})
+        table = cluster_rules(rows).rename(
+            columns={k: d.title.split(":")[0] for k, d in DATASETS.items()}
+        )
         return report.table(table, words, flat=True)
     if name == "groups":
         return report.table(
