@@ -21,6 +21,7 @@ SCORES = {"accuracy": "accuracy", "macro_f1": "macro F1", "r2": "R²"}
 STRICT, ALONE = "strict", "experts alone"  # what variants are held against
 BEFORE, HINDSIGHT = "rivals alone, the highest product", "the best of all, in hindsight"
 USED = " (used)"
+UNIT = ["set", "inner", "seed"]
 
 
 def load(folder: Path = RESULTS) -> dict[str, pd.DataFrame]:
@@ -79,7 +80,7 @@ def variants(rows: pd.DataFrame) -> pd.DataFrame:
     -------
     Indexed by what it is held against, variant and score: `difference`, `low`, `high`, `sets`.
     """
-    found, wide = {}, rows[rows["method"].eq(rows["variant"])].set_index(["set", "inner", "seed"])
+    found, wide = {}, _complete(rows).set_index(UNIT)
     for name in wide["variant"].unique():
         base = STRICT if name.startswith(STRICT) else ALONE
         if name == base:
@@ -91,6 +92,13 @@ def variants(rows: pd.DataFrame) -> pd.DataFrame:
             found[key] = [*conflict.interval(change), len(change)]
     names = pd.MultiIndex.from_tuples(found, names=["held against", "variant", "score"])
     return pd.DataFrame([*found.values()], names, ["difference", "low", "high", "sets"])
+
+
+def _complete(rows: pd.DataFrame) -> pd.DataFrame:
+    """Keep the whole models of those sets on which every variant has been tried."""
+    whole = rows[rows["method"].eq(rows["variant"])]
+    n = whole.groupby(UNIT)["variant"].transform("nunique")
+    return whole[n == whole["variant"].nunique()]
 
 
 def show(found: dict[str, pd.DataFrame], name: str) -> HTML | Markdown:
@@ -109,7 +117,7 @@ def show(found: dict[str, pd.DataFrame], name: str) -> HTML | Markdown:
         return report.table(
             group_shifts(rows), f"Share of a group's log frequency taken off, {n} nested splits"
         )
-    table = variants(rows)
+    table, n = variants(rows), _complete(rows)["set"].nunique()
     pairs = zip(table["difference"].map(signed), ranges(table), strict=True)
     said = pd.Series([f"{mean} ({interval})" for mean, interval in pairs], table.index)
     wide = said.unstack("score", sort=False)

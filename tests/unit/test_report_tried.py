@@ -49,6 +49,7 @@ def test_a_variant_is_paired_with_what_it_varies():
         for name, shift in (("a", 0.0), ("b", 0.2), ("c", 0.4))
         for v, accuracy in ((tried.ALONE, 0.3), ("wider", 0.4), (tried.STRICT, 0.5))
     ]
+    made.append(made[0] | dict(set="d"))  # where not all was tried yet, nothing is compared
     table = tried.variants(pd.DataFrame(made))
     row = table.loc[(tried.ALONE, "wider", "accuracy")]
     assert row["difference"] == pytest.approx(0.1)
