@@ -175,7 +175,7 @@ def rows(name: str, k: int, task: str, variant: str, seed: int, split: Split) ->
     """Scores on the inner fold's held-out cells of one variant, or of the simple methods."""
     start = perf_counter()
     if variant == "simple":
-        models = [(m.method, m.fit(split)) for m in simple(task)]
+        models = [(m.method, m) for m in [m.fit(split) for m in simple(task)]]
     else:
         split = by_expression(split) if variant == BY_EXPRESSION else split
         model = fitted(variant, task, seed, split)
