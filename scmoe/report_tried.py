@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -27,11 +26,10 @@ UNIT = ["set", "inner", "seed"]
 def load(folder: Path = RESULTS) -> dict[str, pd.DataFrame]:
     """Read what the searches left; empty tables where one has not run."""
     found = {}
-    for name in ("clusters", "groups", "search"):
-        files = [file for file in folder.glob(f"{name}.json*") if file.suffix != ".py"]
-        text = files[0].read_text() if files else "[]"
-        lines = json.loads(text) if text[0] == "[" else map(json.loads, text.splitlines())
-        found[name] = pd.DataFrame(lines)
+    for name in ("clusters.json", "groups.json", "search.jsonl"):
+        file = folder / name
+        lines = file.suffix == ".jsonl"
+        found[file.stem] = pd.read_json(file, lines=lines) if file.exists() else pd.DataFrame()
     return found
 
 
@@ -45,11 +43,7 @@ def cluster_rules(rows: pd.DataFrame) -> pd.DataFrame:
     """
     found = {}
     for (kind, name), part in rows.groupby(["kind", "set"], sort=False):
-        kept = [
-            clusters.Clustering(r.way, tuple(r.modalities.split("+")), r.ari, r.stability,
-                                r.agreement)
-            for r in part.itertuples()
-        ]  # fmt: skip
+        kept = list(part.assign(score=part["stability"] * part["agreement"]).itertuples())
         rivals = [c for c in kept if c.way != clusters.SHARED]
         plain = next(c for c in kept if c.way == "k-means")  # the first is of all modalities
         column = {"k-means of all modalities": plain, BEFORE: clusters.winner(rivals)}
@@ -58,8 +52,8 @@ def cluster_rules(rows: pd.DataFrame) -> pd.DataFrame:
             words = f"shared axes, or a rival {margin:.0%} better{used}"
             column[words] = clusters.winner(kept, margin)
         column["shared axes always"] = clusters.winner(kept, np.inf)
-        column[HINDSIGHT] = max(kept, key=lambda c: c.labels)
-        found[kind, name] = {rule: c.labels for rule, c in column.items()}
+        column[HINDSIGHT] = max(kept, key=lambda c: c.ari)
+        found[kind, name] = {rule: c.ari for rule, c in column.items()}
     table = pd.DataFrame(found)
     means = table.T.groupby(level=0, sort=False).mean().T
     return means.assign(mean=means.mean(axis=1))
