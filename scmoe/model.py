@@ -113,9 +113,13 @@ class ScMoE:
                 "fit", both, None, schedule, watch
             )
             return self
-        self.network_, self.history_, self.test_chosen_ = run("choose", train, val, schedule, watch)
+        refit = schedule.refit and len(split.val) > 0
+        # clusters have no say in choosing the epoch, and the refit finds its own
+        self.network_, self.history_, self.test_chosen_ = run(
+            "choose", train, val, schedule, watch, supervised or watch is not None or not refit
+        )
         calibrate(self.network_, Cells(*val, device), supervised)
-        if schedule.refit and len(split.val):
+        if refit:
             chosen = self.network_
             best = int(self.history_["epoch"][self.history_["val_loss"].argmin()])
             schedule = replace(schedule, epochs=best, patience=None)
@@ -129,17 +133,19 @@ class ScMoE:
         labels = self._numbers(mdata) if self.task == "supervised" else None
         return *self._matrices(self.transform_.transform(mdata)), labels
 
-    def _train(self, stage, cells, val, schedule, watch=None, *, device, progress, checkpoint):
+    def _train(
+        self, stage, cells, val, schedule, watch=None, groups=True, *, device, progress, checkpoint
+    ):
         """One network on ``cells``, stopped on ``val`` (None: after all epochs).
 
+        Without ``groups``, none are learned: no cluster is looked for.
         Returns the network, its history and the watched weights; see :func:`scmoe.fit.fit`.
         """
         x, present, labels = cells
         linear, crossfit = None, None
         if self.config.model.linear_path:
-            linear, crossfit = fit_linear_path(
-                x, present, labels, len(self.groups_), seed=self.seed
-            )
+            n_groups = len(self.groups_) if groups else 0
+            linear, crossfit = fit_linear_path(x, present, labels, n_groups, seed=self.seed)
             crossfit = crossfit.to(device)
         network = self._network([m.shape[1] for m in x], linear).to(device)
         history, watched = fit(

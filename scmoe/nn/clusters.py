@@ -58,6 +58,10 @@ def find_clusters(
         Components by modality, `(N, q)`, each of unit total variance, zero where a cell lacks it.
     present, fold
         `(N, M)` bool; `(N,)` the fold a cell is held out in.
+
+    Returns
+    -------
+    Cluster of each cell `(N,)`, from 0.
     """
     if len(fold) <= N_SHARED:
         return _k_means(blocks, present, n_groups, seed)

@@ -209,7 +209,7 @@ def fit_linear_path(
     labels
         ``(N,)`` group numbers, or ``None``: then groups are clusters.
     n_groups
-        Number of groups.
+        Number of groups; 0 where there are no labels and nobody will ask for clusters.
     """
     n_folds = min(n_folds, len(present))  # none without a cell
     fold = _folds(labels, len(present), n_folds, seed)
@@ -340,6 +340,9 @@ def _supervised(scores, present, labels, n_groups, fold, seed) -> _Groups:
 
 def _clusters(scores, present, n_groups, fold, seed) -> _Groups:
     """Heads of clusters, as if these had been given as labels."""
+    if n_groups == 0:
+        none = [np.zeros((z.shape[1], 0, 0)) for z in scores]
+        return _Groups(none, np.zeros((0, 0)), present[:0], np.zeros((0, 0)), None)
     some = np.sort(np.random.default_rng(seed).permutation(len(fold))[:TUNING_CELLS])
     present, few = present[some], [z[some, :EMBEDDED] for z in scores]
     blocks = [z / _spread(z[present[:, i]]) for i, z in enumerate(few)]

@@ -11,6 +11,7 @@ import torch
 import scmoe
 from scmoe.data import DataError, split_mudata
 from scmoe.fit import calibrate
+from scmoe.nn import linear
 from scmoe.nn.cells import Cells
 from tests.conftest import make_tiny
 
@@ -75,6 +76,15 @@ def test_unsupervised_training_sees_no_label(split):
         np.random.default_rng(0).shuffle(labels)
         part.obs["cell_type"] = labels
     assert_same_weights(fitted(split, "unsupervised"), fitted(shuffled, "unsupervised"))
+
+
+def test_clusters_are_looked_for_once(split, monkeypatch):
+    looked, find = [], linear.find_clusters
+    monkeypatch.setattr(linear, "find_clusters", lambda *a: looked.append(a) or find(*a))
+    refit = fitted(split, "unsupervised")
+    assert len(looked) == 1 and refit.network_.linear.has_groups
+    kept = fitted(split, "unsupervised", CONFIG.replace(refit=False))
+    assert len(looked) == 2 and kept.network_.linear.has_groups
 
 
 def test_the_same_seed_gives_the_same_numbers_and_another_seed_others(model, split):
