@@ -29,6 +29,7 @@ METRICS = {
     "translation": ["r2"],
 }
 OURS, LINEAR = "scMoE", "scMoE linear path"
+WIDE, NARROW = "scMoE, dense of equal parameters", "scMoE, dense of equal arithmetic"
 LOCATION = "coordinates alone (nearest neighbours)"  # reads no modality: not a rival, a warning
 PEERS = ["UnitedNet", "MOFA+", "UniVI", "totalVI", "MultiVI", "Matilda"]
 LEAST = 0.01  # a smaller difference counts as none, unless its standard error is larger

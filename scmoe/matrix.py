@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from scmoe import summary
+from scmoe import contest, summary
 from scmoe.baselines import UnitedNet
 from scmoe.baselines.roster import peer_methods, simple_methods
 from scmoe.data import DataError, Split
@@ -58,10 +58,10 @@ def dense(run: Run, split: Split) -> pd.DataFrame:
     """
     config, tables = run.config(), []
     width, sizes = config.model.hidden or 2 * config.model.d, config.model
-    for words, n in (("parameters", sizes.n_experts), ("arithmetic", sizes.top_k)):
+    for name, n in ((contest.WIDE, sizes.n_experts), (contest.NARROW, sizes.top_k)):
         one = config.replace(n_experts=1, top_k=1, hidden=n * width)
         model = ScMoE(run.task, one, run.seed)
-        model.method = f"scMoE, dense of equal {words}"
+        model.method = name
         with run.clock("fit"):
             model.fit(split, device=run.device, progress=False)
         tables.append(summary.score_ours(run, model, split).query("method == @model.method"))

@@ -22,6 +22,8 @@ RIVALS = {
     "fixed": "one simple method a task",
     "peer": "best peer, with hindsight",
     "linear": "linear path alone",
+    "wide": "one dense expert of equal parameters",
+    "narrow": "one dense expert of equal arithmetic",
 }
 TASKS = {"supervised": "groups", "unsupervised": "clusters", "translation": "translation"}
 PAPER = BOOK / "paper_results.csv"  # a header alone, until somebody has the paper's tables
@@ -55,7 +57,8 @@ def load(run: Run) -> Found:
     table = contest.prepare(stored)
     whole = table.loc[table["kind"].eq("simple") & ~table["partial"], "entrant"].unique()
     rivals = {"simple": "simple", "whole": whole, "fixed": contest.fixed(table), "peer": "peer",
-              "linear": [contest.LINEAR]}  # fmt: skip
+              "linear": [contest.LINEAR], "wide": [contest.WIDE],
+              "narrow": [contest.NARROW]}  # fmt: skip
     differences = {name: contest.differences(table, who) for name, who in rivals.items()}
     differences["elsewhere"] = contest.chosen_elsewhere(table)
     entries = {name: contest.by_entry(found) for name, found in differences.items()}
@@ -105,7 +108,10 @@ def takeaway(found: Found) -> Markdown:
     if said:
         said.append(f"Lower and higher count what exceeds {contest.LEAST} and a standard error.")
     if total["linear"]["entries"]:
-        said.append(f"Over its own linear path, the experts add {_interval(total['linear'])}.")
+        added = f"Over its own linear path, the experts add {_interval(total['linear'])}"
+        if total["wide"]["entries"]:
+            added += f"; over one dense expert with as many parameters, {_interval(total['wide'])}"
+        said.append(f"{added}.")
     return Markdown("**Takeaway.** " + (" ".join(said) or "There are no stored records yet."))
 
 
@@ -202,7 +208,7 @@ def gains(found: Found, rival: str) -> HTML:
             "repeats": table["n"],
         }
     ).set_index(["set", "entry"])
-    if rival == "linear":
+    if rival in ("linear", "wide", "narrow"):
         shown = shown.drop(columns="which")
     return report.table(shown, f"Every entry: scMoE minus {RIVALS[rival]}", folded=True)
 

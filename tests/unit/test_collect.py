@@ -18,7 +18,7 @@ GIVEN = {"allow_standin": True, "cells": 100, "genes": 60, "simulation": 5, "thr
 def folder(tmp_path_factory):
     """Runs of ours and of simple methods, two folds each."""
     folder = tmp_path_factory.mktemp("full")
-    for methods in ("scmoe", "simple"):
+    for methods in ("scmoe", "dense", "simple"):
         matrix.score_folds("dyngen", methods, [0, 1], str(folder / methods), seed=0, **GIVEN)
     return folder
 
@@ -39,7 +39,7 @@ def test_every_record_is_there_sorted_and_traceable(folder, table):
     seconds = {name: s for made in provenance["runs"] for name, s in made["seconds"].items()}
     assert set(seconds) == {
         f"dyngen-100x60-s5 {methods} supervised strict fold {fold} seed 0"
-        for methods in ("scmoe", "simple")
+        for methods in ("scmoe", "dense", "simple")
         for fold in (0, 1)
     }
     assert str(folder) not in table.with_suffix(".json").read_text()
@@ -58,13 +58,14 @@ def test_a_newer_run_of_ours_replaces_all_that_older_sources_made(folder, table,
     content["records"][0]["value"] = 0.125
     newer = tmp_path / "metrics.json"
     newer.write_text(json.dumps(content))
-    simple = len(collect.read_table(table)[0].query("not method.str.startswith('scMoE')"))
+    mine = ["scMoE", "scMoE linear path"]
+    others = len(collect.read_table(table)[0].query("method not in @mine"))
     assert collect.collect([newer], table) > 0
     records, provenance = collect.read_table(table)
-    ours = records[records["method"].str.startswith("scMoE")]
+    ours = records[records["method"].isin(mine)]
     assert set(ours["fold"]) == {"0"}
     assert 0.125 in ours["value"].tolist()
-    assert len(records) - len(ours) == simple
+    assert len(records) - len(ours) == others
     assert {m["sources"] for m in provenance["runs"] if m["methods"] == "scmoe"} == {"another"}
 
 
@@ -80,11 +81,13 @@ def test_the_comparison_reads_it_and_the_readers_runs(folder, table, tmp_path):
     shown = report_compare.record(found).data
     assert "reported in the paper" in shown
     assert "your run (quick)" in shown
-    for rival in ("simple", "linear"):
+    for rival in ("simple", "linear", "wide", "narrow"):
         assert "dyngen-100x60-s5" in report_compare.gains(found, rival).data
     for task in ("supervised", "translation"):
         assert "dyngen-100x60-s5" in report_compare.by_set(found, task).data
-    assert "linear path alone" in report_shortfalls.summary(found).data
+    means = report_shortfalls.summary(found).data.replace("<br>", " ")  # long names are wrapped
+    for words in ("linear path alone", "one dense expert of equal parameters"):
+        assert words in means
 
 
 def test_a_number_of_the_paper_appears_once_it_is_filled_in(table, tmp_path, monkeypatch):
