@@ -257,11 +257,21 @@ def record(found: Found) -> HTML:
     return report.table(table, "Table of record: all folds and seeds", folded=True)
 
 
+def calibrated(found: Found) -> Markdown:
+    """Say whether scMoE is as well calibrated as logistic regression on all modalities."""
+    total = contest.overall(_calibration(found))
+    if not total["entries"]:
+        return Markdown("There are no stored records yet.")
+    return Markdown(
+        f"Logistic regression's error, of the better fusion of each set with hindsight, less "
+        f"scMoE's: {_interval(total)} over {total['sets']} sets. scMoE's is clearly higher in "
+        f"{total['below']}, clearly lower in {total['above']}."
+    )
+
+
 def calibration(found: Found) -> HTML | Markdown:
     """Show the calibration error of scMoE and of logistic regression on all modalities."""
-    table = contest.prepare(found.stored, CALIBRATION)
-    rivals = ["logistic regression (late fusion)", "logistic regression (early fusion)"]
-    entries = contest.by_entry(contest.differences(table.assign(value=-table["value"]), rivals))
+    entries = _calibration(found)
     if entries.empty:
         return Markdown("There are no stored records yet.")
     shown = pd.DataFrame({"set": entries["set"], "scMoE": -entries["ours"],
@@ -269,6 +279,13 @@ def calibration(found: Found) -> HTML | Markdown:
                           "lower by": entries["difference"].map(signed),
                           "95 % interval": ranges(entries)}).set_index("set")  # fmt: skip
     return report.table(shown, "Calibration error by set (lower is better)", folded=True)
+
+
+def _calibration(found: Found) -> pd.DataFrame:
+    """Compare calibration errors, turned round so that more is better."""
+    table = contest.prepare(found.stored, CALIBRATION)
+    rivals = ["logistic regression (late fusion)", "logistic regression (early fusion)"]
+    return contest.by_entry(contest.differences(table.assign(value=-table["value"]), rivals))
 
 
 def absent(found: Found) -> HTML | Markdown:

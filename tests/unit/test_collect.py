@@ -105,23 +105,39 @@ def test_without_any_records_the_comparison_says_so(tmp_path):
     assert "no stored records" in report_compare.takeaway(found).data
     for show in (report_compare.record, report_compare.ranks, report_compare.origin,
                  report_compare.figure, report_compare.absent, report_compare.calibration,
+                 report_compare.calibrated,
                  report_shortfalls.summary, report_shortfalls.why, report_shortfalls.pattern,
                  report_shortfalls.shortfalls):  # fmt: skip
         assert isinstance(show(found).data, str)
     assert "no stored records" in report_compare.by_set(found, "supervised").data
 
 
-def test_shortfalls_are_counted_and_named_with_and_without_hindsight(tmp_path):
+def comparison(rows, folder):
     row = {"dataset": "patchseq", "data_source": "local", "protocol": "strict", "seed": 0,
-           "task": "supervised", "modalities": "rna+ephys", "metric": "accuracy",
-           "target_modality": "", "source_modality": ""}  # fmt: skip
+           "task": "supervised", "modalities": "rna+ephys", "target_modality": "",
+           "source_modality": ""}  # fmt: skip
+    pd.DataFrame([row | own for own in rows])[COLUMNS].to_csv(folder / "table.csv", index=False)
+    (folder / "table.json").write_text('{"runs": [], "refused": {}}')
+    where = {"records": str(folder / "none"), "reference": str(folder / "table.csv")}
+    return report_compare.load(Run("compare", extra=where))
+
+
+def test_a_smaller_calibration_error_is_a_gain(tmp_path):
+    errors = {"scMoE": 0.10, "logistic regression (late fusion)": 0.15}
+    rows = [{"method": name, "metric": metric, "fold": fold, "value": value}
+            for name, value in errors.items() for fold in range(3)
+            for metric in ("ece", "accuracy")]  # fmt: skip
+    found = comparison(rows, tmp_path)
+    assert "+0.050" in report_compare.calibrated(found).data
+    assert "clearly higher in 0, clearly lower in 1" in report_compare.calibrated(found).data
+
+
+def test_shortfalls_are_counted_and_named_with_and_without_hindsight(tmp_path):
     scores = {"scMoE": 0.5, "ridge": 0.7, "lasso": 0.4}
-    rows = [row | {"method": name, "fold": fold, "value": value + (name == "lasso") * (fold == 0)}
+    rows = [{"method": name, "metric": "accuracy", "fold": fold,
+             "value": value + (name == "lasso") * (fold == 0)}
             for name, value in scores.items() for fold in range(5)]  # fmt: skip
-    pd.DataFrame(rows)[COLUMNS].to_csv(tmp_path / "table.csv", index=False)
-    (tmp_path / "table.json").write_text('{"runs": [], "refused": {}}')
-    where = {"records": str(tmp_path / "none"), "reference": str(tmp_path / "table.csv")}
-    found = report_compare.load(Run("compare", extra=where))
+    found = comparison(rows, tmp_path)
     assert "lower in 1 entries with it, of which 1 remain" in report_shortfalls.why(found).data
     assert "<td>−0.200</td>" in report_shortfalls.pattern(found).data
     largest = report_shortfalls.shortfalls(found, 10).data
