@@ -119,7 +119,8 @@ def takeaways(toc: Path, source: Path) -> str:
                 for output in cell.get("outputs", []):
                     words = "".join(output.get("data", {}).get("text/markdown", ""))
                     if words.startswith(TAKEAWAY):
-                        answer = " ".join(words.removeprefix(TAKEAWAY).split())
+                        said = words.removeprefix(TAKEAWAY).splitlines()
+                        answer = " ".join(" ".join(s.removeprefix("- ") for s in said).split())
                         lines.append(f"- [{chapter['title']}]({chapter['file']}.ipynb). {answer}")
     return "\n".join(lines) + "\n"
 

@@ -105,14 +105,16 @@ def takeaway(found: Found) -> Markdown:
     }
     total = {name: contest.overall(entries) for name, entries in found.entries.items()}
     said = [f"{w}, {_verdict(total[name])}." for name, w in words.items() if total[name]["entries"]]
-    if said:
-        said.append(f"Lower and higher count what exceeds {contest.LEAST} and a standard error.")
     if total["linear"]["entries"]:
         added = f"Over its own linear path, the experts add {_interval(total['linear'])}"
         if total["wide"]["entries"]:
             added += f"; over one dense expert with as many parameters, {_interval(total['wide'])}"
         said.append(f"{added}.")
-    return Markdown("**Takeaway.** " + (" ".join(said) or "There are no stored records yet."))
+    if not said:
+        return Markdown("**Takeaway.** There are no stored records yet.")
+    head = "scMoE minus a rival; lower and higher count what exceeds"
+    points = "\n- ".join(["", *said])
+    return Markdown(f"**Takeaway.** {head} {contest.LEAST} and a standard error.\n{points}")
 
 
 def _verdict(total: dict) -> str:
