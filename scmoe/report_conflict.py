@@ -26,25 +26,21 @@ def takeaway(table: pd.DataFrame) -> Markdown:
     found = conflict.changes(table)
     if found["low"].isna().all():
         return Markdown("**Takeaway.** One seed has no spread: nothing can be said from it.")
-    said = [
-        _tally(found, "accuracy", "accuracy clearly falls, and rises, with all modalities for one"),
-        _tally(found, "r2", "R² of the same translations does, with all modalities for two"),
-    ]
     spared = conflict.spared(table)
     clear = spared[spared["low"] > 0]
     worse = spared[spared["high"] < 0]
-    dense = found[(found["method"] == conflict.DENSE) & (found["high"] < 0)]
-    saved = clear.merge(dense, on=["ladder", "metric"])
-    said.append(
-        f"Sparse experts gain clearly more from further modalities than a dense network of equal "
-        f"size in {len(clear)} of {len(spared)} comparisons and clearly less in {len(worse)}: "
-        + (
-            "the claim that they avoid the conflict holds for " + _listed(saved)
-            if len(saved)
-            else "the claim that they avoid a conflict of dense networks is not borne out here"
-        )
-        + "."
-    )
+    lost = found[(found["method"] == conflict.DENSE) & (found["high"] < 0)]
+    saved = clear.merge(lost, on=["ladder", "metric"])
+    said = [
+        f"Further modalities clearly harm a dense network in {_listed(lost)}."
+        if len(lost)
+        else "Further modalities clearly harm a dense network on no ladder: no conflict shows.",
+        f"Sparse experts gain clearly more from them in {len(clear)} of {len(spared)} comparisons, "
+        f"clearly less in {len(worse)}: that they avoid a conflict "
+        + (f"holds for {_listed(saved)}." if len(saved) else "is not borne out here."),
+        _tally(found, "accuracy", "accuracy, from one modality to all"),
+        _tally(found, "r2", "R² of the same translations, from two to all"),
+    ]
     linear = found[found["method"].isin([conflict.EARLY, conflict.LATE]) & (found["high"] < 0)]
     if len(linear):
         said.append(
@@ -61,8 +57,9 @@ def _tally(found, metric, words) -> str:
         rows = part[part["method"] == method]
         if len(rows):
             down, up = (rows["high"] < 0).sum(), (rows["low"] > 0).sum()
-            counts.append(f"{method}, {down} and {up} of {len(rows)}")
-    return f"Ladders on which {words}: {'; '.join(counts)}."
+            counts.append(f"{method} {down} and {up}")
+    n = part["ladder"].nunique()
+    return f"Clear losses and gains on {n} ladders, {words}: {'; '.join(counts)}."
 
 
 def _listed(rows) -> str:

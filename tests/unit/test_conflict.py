@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import scmoe
-from scmoe import conflict
+from scmoe import conflict, report_conflict
 from scmoe.nn.network import Network
 from tests.conftest import make_tiny
 
@@ -103,6 +103,16 @@ def test_sparse_experts_are_spared_what_only_the_dense_network_loses():
         + rows(conflict.SPARSE, [0.9, 0.8], 1) + rows(conflict.SPARSE, [0.9, 0.8], 2)
     )  # fmt: skip
     assert conflict.spared(table)["sparse less dense"].item() == pytest.approx(0.4)
+
+
+def test_the_answer_is_that_of_the_numbers():
+    sparse = rows(conflict.SPARSE, [0.90, 0.80], 1) + rows(conflict.SPARSE, [0.90, 0.81], 2)
+    falls, rises = ([0.50, 0.41], [0.95, 0.84])
+    for last, words in ((falls, ("harm a dense network in", "holds for")),
+                        (rises, ("no conflict shows", "not borne out"))):  # fmt: skip
+        dense = rows(conflict.DENSE, [0.90, 0.80], 1) + rows(conflict.DENSE, last, 2)
+        said = report_conflict.takeaway(pd.DataFrame(sparse + dense)).data
+        assert all(part in said for part in words), said
 
 
 def test_the_table_of_record_has_every_ladder():
