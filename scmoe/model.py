@@ -115,9 +115,9 @@ class ScMoE:
             return self
         refit = schedule.refit and len(split.val) > 0
         # clusters have no say in choosing the epoch, and the refit finds its own
-        told = supervised or watch is not None or not refit
+        needed = supervised or watch is not None or not refit
         self.network_, self.history_, self.test_chosen_ = run(
-            "choose", train, val, schedule, watch, groups=told
+            "choose", train, val, schedule, watch, groups=needed
         )
         calibrate(self.network_, Cells(*val, device), supervised)
         if refit:
