@@ -110,7 +110,7 @@ def summary(records: pd.DataFrame) -> str:
 
 
 def takeaways(toc: Path, source: Path) -> str:
-    """Give a Markdown list: what each page of the claims answers, in the words of its run."""
+    """Give a Markdown list: what each page of the claims answers, in the first words of its run."""
     lines = []
     for part in yaml.safe_load(toc.read_text())["parts"]:
         for chapter in part["chapters"] if part.get("caption") in CLAIMS else []:
@@ -119,8 +119,7 @@ def takeaways(toc: Path, source: Path) -> str:
                 for output in cell.get("outputs", []):
                     words = "".join(output.get("data", {}).get("text/markdown", ""))
                     if words.startswith(TAKEAWAY):
-                        said = words.removeprefix(TAKEAWAY).splitlines()
-                        answer = " ".join(" ".join(s.removeprefix("- ") for s in said).split())
+                        answer = " ".join(words.removeprefix(TAKEAWAY).partition("\n\n")[0].split())
                         lines.append(f"- [{chapter['title']}]({chapter['file']}.ipynb). {answer}")
     return "\n".join(lines) + "\n"
 

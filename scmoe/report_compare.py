@@ -97,33 +97,40 @@ def takeaway(found: Found) -> Markdown:
     """Word the answer: gains against each kind of rival, and what the experts add."""
     names = ", ".join(found.entries["fixed"]["rival"].unique())
     words = {
-        "simple": "Against the best simple method of each entry, chosen with hindsight on the very "
-        "cells that are scored",
-        "elsewhere": "Against the simple method that is best on other folds",
-        "fixed": f"Against one simple method a task, the same everywhere ({names})",
-        "peer": "Against the best peer, with hindsight",
+        "simple": "the best simple method of each entry in hindsight",
+        "elsewhere": "the simple method that is best on other folds",
+        "fixed": f"one simple method a task ({names})",
+        "peer": "the best peer in hindsight",
     }
     total = {name: contest.overall(entries) for name, entries in found.entries.items()}
-    said = [f"{w}, {_verdict(total[name])}." for name, w in words.items() if total[name]["entries"]]
-    if total["linear"]["entries"]:
-        added = f"Over its own linear path, the experts add {_interval(total['linear'])}"
-        if total["wide"]["entries"]:
-            added += f"; over one dense expert with as many parameters, {_interval(total['wide'])}"
-        said.append(f"{added}.")
+    said: dict[str, list[str]] = {}
+    for name, rival in words.items():
+        if total[name]["entries"]:
+            said.setdefault(_verdict(total[name]), []).append(f"{rival}, {_interval(total[name])}")
     if not said:
         return Markdown("**Takeaway.** There are no stored records yet.")
-    head = "scMoE minus a rival; lower and higher count what exceeds"
-    points = "\n- ".join(["", *said])
-    return Markdown(f"**Takeaway.** {head} {contest.LEAST} and a standard error.\n{points}")
+    lines = [
+        f"On average scMoE is {verdict} {', and '.join(rivals)}."
+        for verdict, rivals in said.items()
+    ]
+    if (best := total["simple"])["entries"]:
+        lines.append(
+            f"It is clearly lower than hindsight's best, by over {contest.LEAST} and a standard "
+            f"error, in {best['below']} of {best['entries']} entries, and clearly higher in "
+            f"{best['above']}."
+        )
+    if total["linear"]["entries"]:
+        added = f"Over its own linear path, its experts add {_interval(total['linear'])}"
+        if total["wide"]["entries"]:
+            added += f"; over one dense expert of as many parameters, {_interval(total['wide'])}"
+        lines.append(f"{added}.")
+    return Markdown(f"**Takeaway.** {' '.join(lines)}")
 
 
 def _verdict(total: dict) -> str:
     if total["sets"] < 3 or total["low"] <= 0 <= total["high"]:
-        words = "the difference could be chance"
-    else:
-        words = f"scMoE is {'better' if total['low'] > 0 else 'worse'} on average"
-    return (f"{words}: {_interval(total)}, lower in {total['below']} of {total['entries']} entries "
-            f"and higher in {total['above']}")  # fmt: skip
+        return "as good, as far as can be told, as"
+    return "better than" if total["low"] > 0 else "worse than"
 
 
 def _interval(total: dict) -> str:

@@ -38,6 +38,8 @@ def takeaway(table: pd.DataFrame) -> Markdown:
         f"Sparse experts gain clearly more from them in {len(clear)} of {len(spared)} comparisons, "
         f"clearly less in {len(worse)}: that they avoid a conflict "
         + (f"holds for {_listed(saved)}." if len(saved) else "is not borne out here."),
+    ]
+    counts = [
         _tally(found, "accuracy", "accuracy, from one modality to all"),
         _tally(found, "r2", "R² of the same translations, from two to all"),
     ]
@@ -47,7 +49,7 @@ def takeaway(table: pd.DataFrame) -> Markdown:
             f"Logistic regression, which has no experts and one task, loses too ({_listed(linear)})"
             ": adding modalities can hurt any method."
         )
-    return Markdown("**Takeaway.** " + " ".join(said))
+    return Markdown(f"**Takeaway.** {' '.join(said)}\n\n{' '.join(counts)}")
 
 
 def _tally(found, metric, words) -> str:

@@ -16,15 +16,15 @@ NAMES = report.NAMES | {"r2_off_diag": "R², pairs i < j", "r2": "R²"}
 
 def takeaway(live: pd.DataFrame, record: pd.DataFrame, data_source: str) -> Markdown:
     """Word the page's answer: what the largest leak is worth, and whether ours is the published."""
-    said = []
+    said, here = [], []
     for name, table in (("In the table of record", record), ("In this run", live)):
         found = leaks.sizes(table, "dbitseq").set_index(["leak", "metric"])
         if (key := ("target read → source alone", "r2")) not in found.index:
             continue
-        if name == "In this run" and data_source == "stand-in":
+        if table is live and data_source == "stand-in":
             name = "In this run, on simulated stand-in pixels"
         row = found.loc[key]
-        said.append(
+        (here if table is live else said).append(
             f"{name} (seeds: {row['seeds']:.0f}), DBiT-seq translations "
             f"score R² {row['with it']:.3f} as published, and {row['without']:.3f} when the model "
             f"no longer reads the target: the score is {_copied(row)}."
@@ -36,7 +36,7 @@ def takeaway(live: pd.DataFrame, record: pd.DataFrame, data_source: str) -> Mark
             f"The reimplementation agrees with the published code in {known.sum()} of "
             f"{len(known)} numbers that have a spread over seeds."
         )
-    return Markdown("**Takeaway.** " + " ".join(said))
+    return Markdown("**Takeaway.** " + "\n\n".join(" ".join(part) for part in (said, here) if part))
 
 
 def _copied(row) -> str:

@@ -110,7 +110,7 @@ def takeaway(found: dict) -> Markdown:
     said = [f"At {at}, sparsity {_verdict(new)}: {_listed(new)}." for at, new in changes.items()]
     pairs, settings = changes[WEIGHTS]["pairs"].iloc[0], found["settings"]
     return Markdown(
-        f"**Takeaway.** {' '.join(said)} Differences are sparse less dense on validation cells, "
+        f"**Takeaway.** {' '.join(said)}\n\nDifferences are sparse less dense on validation cells, "
         f"brackets 95 % intervals over {pairs} pairs of set and seed; {settings['epochs']} epochs "
         f"at most, stopped after {settings['patience']} without a lower loss."
     )

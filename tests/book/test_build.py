@@ -88,14 +88,14 @@ def test_the_summary_says_stand_in_and_sets_ours_beside_the_best_other():
 
 
 def test_the_answers_of_the_claims_are_the_words_of_their_runs(tmp_path):
-    words = "**Takeaway.** It does\nnot.\n\n- Nor here."
+    words = "**Takeaway.** It does\nnot.\n\nDetails."
     said = nb.new_output("display_data", data={"text/markdown": words})
     write_notebook(tmp_path / "leaks.ipynb", nb.new_code_cell("1", outputs=[said]))
     chapters = [{"file": "leaks", "title": "Leaks"}]
     toc = {"parts": [{"caption": "Claims, tested", "chapters": chapters}, {"chapters": chapters}]}
     (tmp_path / "_toc.yml").write_text(yaml.safe_dump(toc))
     found = build.takeaways(tmp_path / "_toc.yml", tmp_path)
-    assert found == "- [Leaks](leaks.ipynb). It does not. Nor here.\n"
+    assert found == "- [Leaks](leaks.ipynb). It does not.\n"
 
 
 def test_every_run_page_of_the_contents_is_run_by_the_quick_profile():

@@ -77,7 +77,7 @@ def test_the_comparison_reads_it_and_the_readers_runs(folder, table, tmp_path):
     found = report_compare.load(Run("compare", extra=where))
     assert len(found.own) == len(json.loads((own / "metrics.json").read_text())["records"])
     assert "simulated" in report_compare.banner(found).data
-    assert "Against the best simple method" in report_compare.takeaway(found).data
+    assert "the best simple method of each entry" in report_compare.takeaway(found).data
     shown = report_compare.record(found).data
     assert "reported in the paper" in shown
     assert "your run (quick)" in shown
