@@ -28,6 +28,12 @@ RIVALS = {
 TASKS = {"supervised": "groups", "unsupervised": "clusters", "translation": "translation"}
 PAPER = BOOK / "paper_results.csv"  # a header alone, until somebody has the paper's tables
 CALIBRATION = {"supervised": ["ece"]}
+# R² of (target, source) on Patch-seq, mean of ten test folds, each scaled by itself: the outputs of
+# the notebook that UnitedNet's authors published with their code (Tang et al. 2023)
+UNITEDNET = {
+    ("rna", "ephys"): 0.143, ("rna", "morph"): 0.096, ("ephys", "rna"): 0.272,
+    ("ephys", "morph"): 0.065, ("morph", "rna"): 0.130, ("morph", "ephys"): 0.049,
+}  # fmt: skip
 
 
 @dataclass
@@ -309,6 +315,23 @@ def absent(found: Found) -> HTML | Markdown:
     return report.table(
         table.to_frame().reset_index("why"), "Peers that were not used", folded=True
     )
+
+
+def unitednet(found: Found) -> HTML | Markdown:
+    """Show UnitedNet, as it is written here, beside what its authors' own code gave."""
+    rows = found.table.query(
+        "entrant == 'UnitedNet' and set == 'patchseq' and task == 'translation'"
+    )
+    if rows.empty:
+        return Markdown("There are no stored records of UnitedNet on Patch-seq yet.")
+    pairs = rows.groupby(["target_modality", "source_modality"])["value"].agg(["mean", "std"])
+    pairs = pairs.reindex(list(UNITEDNET))
+    pairs["its authors' notebook"] = list(UNITEDNET.values())
+    pairs.loc["mean of pairs"] = pairs.mean()
+    pairs.index = [n if isinstance(n, str) else " ← ".join(map(title_of, n)) for n in pairs.index]
+    names = {"mean": "written anew", "std": "sd over folds"}
+    n = rows["fold"].nunique()
+    return report.table(pairs.rename(columns=names), f"UnitedNet: R², Patch-seq, {n} test folds")
 
 
 def origin(found: Found) -> Markdown:

@@ -42,6 +42,7 @@ def takeaway(table: pd.DataFrame) -> Markdown:
     counts = [
         _tally(found, "accuracy", "accuracy, from one modality to all"),
         _tally(found, "r2", "R² of the same translations, from two to all"),
+        "Clear means that a 95 % interval excludes 0; by chance alone one in twenty would.",
     ]
     linear = found[found["method"].isin([conflict.EARLY, conflict.LATE]) & (found["high"] < 0)]
     if len(linear):

@@ -39,11 +39,14 @@ def cluster_rules(rows: pd.DataFrame) -> pd.DataFrame:
     Parameters
     ----------
     rows
-        A clustering each: `kind`, `set`, `way`, `modalities`, `ari`, `stability`, `agreement`.
+        A clustering each: `kind`, `set`, `way`, `modalities`, `ari`, `stability`, `agreement`
+        (the last two missing for ways that are not among the recipe's).
     """
     found = {}
     for (kind, name), part in rows.groupby(["kind", "set"], sort=False):
-        kept = list(part.assign(score=part["stability"] * part["agreement"]).itertuples())
+        part = part.assign(score=part["stability"] * part["agreement"])
+        unused = part["score"].isna()  # ways that the recipe does not have: scored, never judged
+        kept = list(part[~unused].itertuples())
         rivals = [c for c in kept if c.way != clusters.SHARED]
         plain = next(c for c in kept if c.way == "k-means")  # the first is of all modalities
         column = {"k-means of all modalities": plain, BEFORE: clusters.winner(rivals)}
@@ -52,6 +55,7 @@ def cluster_rules(rows: pd.DataFrame) -> pd.DataFrame:
             words = f"shared axes, or a rival {margin:.0%} better{used}"
             column[words] = clusters.winner(kept, margin)
         column["shared axes always"] = clusters.winner(kept, np.inf)
+        column |= {f"{c.way}, always": c for c in part[unused].itertuples()}
         column[HINDSIGHT] = max(kept, key=lambda c: c.ari)
         found[kind, name] = {rule: c.ari for rule, c in column.items()}
     table = pd.DataFrame(found)

@@ -105,7 +105,7 @@ def test_without_any_records_the_comparison_says_so(tmp_path):
     assert "no stored records" in report_compare.takeaway(found).data
     for show in (report_compare.record, report_compare.ranks, report_compare.origin,
                  report_compare.figure, report_compare.absent, report_compare.calibration,
-                 report_compare.calibrated,
+                 report_compare.calibrated, report_compare.unitednet,
                  report_shortfalls.summary, report_shortfalls.why, report_shortfalls.pattern,
                  report_shortfalls.shortfalls):  # fmt: skip
         assert isinstance(show(found).data, str)
@@ -130,6 +130,15 @@ def test_a_smaller_calibration_error_is_a_gain(tmp_path):
     found = comparison(rows, tmp_path)
     assert "+0.050" in report_compare.calibrated(found).data
     assert "clearly higher in 0, clearly lower in 1" in report_compare.calibrated(found).data
+
+
+def test_unitednet_stands_beside_its_authors_numbers(tmp_path):
+    rows = [{"method": "UnitedNet", "task": "translation", "metric": "r2", "fold": fold,
+             "target_modality": "ephys", "source_modality": "rna", "value": 0.2 + 0.1 * fold}
+            for fold in range(2)]  # fmt: skip
+    shown = report_compare.unitednet(comparison(rows, tmp_path)).data
+    assert "2 test folds" in shown
+    assert all(number in shown for number in ("0.250", "0.071", "0.272"))
 
 
 def test_shortfalls_are_counted_and_named_with_and_without_hindsight(tmp_path):

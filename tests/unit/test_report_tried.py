@@ -22,6 +22,7 @@ def rows():
             clustering(clusters.SHARED, 0.6, 0.50),
             clustering("k-means", 0.2, 0.55),
             clustering("k-means", 0.9, 0.30, modalities="x"),
+            clustering("Ward", 0.7, np.nan),  # not judged: no rule keeps it
         ]
     )
 
@@ -33,6 +34,7 @@ def test_each_rule_keeps_what_it_says(rows):
     assert mean["shared axes, or a rival 0% better"] == 0.2
     assert mean["shared axes, or a rival 20% better (used)"] == 0.6
     assert mean["shared axes always"] == 0.6
+    assert mean["Ward, always"] == 0.7
     assert mean[tried.HINDSIGHT] == 0.9
 
 
