@@ -20,13 +20,14 @@ SCORES = {"accuracy": "accuracy", "macro_f1": "macro F1", "r2": "R²"}
 STRICT, ALONE = "strict", "experts alone"  # what variants are held against
 BEFORE, HINDSIGHT = "rivals alone, the highest product", "the best of all, in hindsight"
 USED = " (used)"
+KERNEL, BERNOULLI = "group heads on a Gaussian kernel", "a Bernoulli loss for peaks"
 UNIT = ["set", "inner", "seed"]
 
 
 def load(folder: Path = RESULTS) -> dict[str, pd.DataFrame]:
     """Read what the searches left; empty tables where one has not run."""
     found = {}
-    for name in ("clusters.json", "groups.json", "search.jsonl"):
+    for name in ("clusters.json", "groups.json", "heads.json", "search.jsonl"):
         file = folder / name
         lines = file.suffix == ".jsonl"
         found[file.stem] = pd.read_json(file, lines=lines) if file.exists() else pd.DataFrame()
@@ -69,6 +70,30 @@ def group_shifts(rows: pd.DataFrame) -> pd.DataFrame:
     by_kind = rows.groupby(["kind", "shift"])[metrics].mean()
     table = by_kind.groupby(level="shift").mean().rename(columns=report.NAMES)
     return table.rename(lambda s: f"{s:g}{USED if s == RARE_SHIFT else ''}").rename_axis("shift")
+
+
+def other_heads(rows: pd.DataFrame) -> pd.DataFrame:
+    """Give what heads that are left out would change, paired over nested sets.
+
+    Parameters
+    ----------
+    rows
+        Scores of a set without and with them: `tried`, `set`, `used`, and a column a metric.
+
+    Returns
+    -------
+    Indexed by what was tried and score: `without`, `with it`, `difference`, `low`, `high`, `sets`.
+    """
+    found, metrics = {}, [name for name in report.NAMES if name in rows]
+    for tried, part in rows.groupby("tried", sort=False):
+        wide = part.pivot(index="set", columns="used", values=metrics)
+        for name in (m for m in metrics if part[m].notna().all()):
+            without, used = wide[name, False], wide[name, True]
+            change = conflict.interval(used - without)
+            found[tried, report.NAMES[name]] = [without.mean(), used.mean(), *change, len(wide)]
+    names = pd.MultiIndex.from_tuples(found, names=["tried", "score"])
+    columns = ["without", "with it", "difference", "low", "high", "sets"]
+    return pd.DataFrame([*found.values()], names, columns)
 
 
 def variants(rows: pd.DataFrame) -> pd.DataFrame:
@@ -115,6 +140,12 @@ def show(found: dict[str, pd.DataFrame], name: str) -> HTML | Markdown:
         return report.table(
             group_shifts(rows), f"Share of a group's log frequency taken off, {n} nested splits"
         )
+    if name == "heads":
+        table = other_heads(rows)
+        table["difference"] = table["difference"].map(signed)
+        table["95 % interval"] = ranges(table)
+        words = "Closed-form heads that are left out, on nested sets"
+        return report.table(table.drop(columns=["low", "high"]), words)
     table, n = variants(rows), _complete(rows)["set"].nunique()
     pairs = zip(table["difference"].map(signed), ranges(table), strict=True)
     said = pd.Series([f"{mean} ({interval})" for mean, interval in pairs], table.index)
@@ -139,6 +170,12 @@ def said(found: dict[str, pd.DataFrame]) -> Markdown:
         used = table[table.index.str.endswith(USED)].iloc[0]
         changes = [f"{name} {signed(used[name] - table.loc['0', name])}" for name in table]
         points.append(f"Rare groups: raising them changes {', '.join(changes)}.")
+    if not found["heads"].empty:
+        table = other_heads(found["heads"])
+        clear = table[(table["low"] > 0) | (table["high"] < 0)]
+        listed = [f"{' '.join(key[::-1])}: {signed(d)}" for key, d in clear["difference"].items()]
+        words = "; ".join(listed) or "no clear difference"
+        points.append(f"Heads that are not linear ({KERNEL}; {BERNOULLI}): {words}.")
     if not found["search"].empty:
         table = variants(found["search"])
         clear = table[(table["low"] > 0) | (table["high"] < 0)].reset_index()

@@ -58,9 +58,24 @@ def test_a_variant_is_paired_with_what_it_varies():
     assert row["low"] == pytest.approx(0.1)
     assert row["sets"] == 3
     assert len(table) == 3
-    found = {"clusters": pd.DataFrame(), "groups": pd.DataFrame(), "search": pd.DataFrame(made)}
+    found = dict.fromkeys(("clusters", "groups", "heads"), pd.DataFrame())
+    found["search"] = pd.DataFrame(made)
     assert "wider (accuracy +0.100)" in tried.said(found).data
     assert "wider" in tried.show(found, "search").data
+
+
+def test_heads_are_compared_by_the_scores_that_they_have():
+    rows = [dict(tried=tried.KERNEL, set=name, used=used, ari=0.5 + 0.1 * used + shift)
+            for name, shift in (("a", 0.0), ("b", 0.1)) for used in (False, True)]  # fmt: skip
+    rows += [dict(tried=tried.BERNOULLI, set="a", used=used, r2=0.2) for used in (False, True)]
+    table = tried.other_heads(pd.DataFrame(rows))
+    assert list(table.index) == [(tried.KERNEL, "ARI"), (tried.BERNOULLI, "R²")]
+    assert table.loc[(tried.KERNEL, "ARI"), "difference"] == pytest.approx(0.1)
+    assert table.loc[(tried.BERNOULLI, "R²"), "difference"] == 0
+    found = dict.fromkeys(("clusters", "groups", "search"), pd.DataFrame())
+    found["heads"] = pd.DataFrame(rows)
+    assert f"ARI {tried.KERNEL}: +0.100" in tried.said(found).data
+    assert "R²" in tried.show(found, "heads").data
 
 
 def test_a_search_that_has_not_run_is_said_to_be_missing(tmp_path):

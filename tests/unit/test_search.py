@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from benchmarks import search
+from benchmarks import heads, search
 from scmoe import Config, ScMoE
 from scmoe.data import simulate_dyngen, split_mudata
+from scmoe.metrics import evaluate
 
 
 @pytest.fixture(scope="module")
@@ -52,3 +53,22 @@ def test_an_ensemble_says_the_mean(split):
 def test_every_variant_is_a_configuration():
     for settings in search.VARIANTS.values():
         Config().replace(**settings)
+
+
+def test_without_kernels_the_heads_are_those_of_the_recipe(split):
+    model = ScMoE(config=Config().replace(epochs=1)).fit(split, "cpu", progress=False)
+    table = evaluate(model.without_experts(), split.test, "label")
+    recipe = table[table["task"].eq("supervised")].set_index("metric")["value"]
+    plain, both = heads.kernel_heads(split)
+    assert not plain.pop("used") and both.pop("used")
+    assert plain == pytest.approx(recipe[list(plain)].to_dict(), abs=1e-4)
+    assert both != plain
+
+
+def test_both_losses_of_peaks_agree_where_little_can_be_told():
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=(400, 3))
+    y = (rng.random((400, 5)) < 0.5 + 0.02 * z[:, :1]).astype(float)
+    ridge, bernoulli = (fit(z, y, 10)(z) for fit in (heads._ridge, heads._bernoulli))
+    assert np.allclose(ridge, bernoulli, atol=0.01)
+    assert np.ptp(ridge, 0).min() > 0.01  # and both tell something
