@@ -35,7 +35,10 @@ def takeaway(study: Study) -> Markdown:
     cost = " and ".join(
         f"{row['cheaper']:,.0f} times less than {METHODS[name]}" for name, row in versus.iterrows()
     )
-    worth = "; ".join(f"{_against(row)} {METHODS[name]}" for name, row in versus.iterrows())
+    held: dict[str, list[str]] = {}
+    for name, row in versus.iterrows():
+        held.setdefault(_against(row), []).append(METHODS[name])
+    worth = "; ".join(f"{verdict} {' and '.join(names)}" for verdict, names in held.items())
     return Markdown(
         f"**Takeaway.** Explaining a prediction by one backward pass, split by expert, costs "
         f"{cost}. Held against SHAP on the same cells by deletion and insertion, it is {worth}. "
@@ -49,9 +52,10 @@ def _about_linear(share: float) -> str:
     if share < 0.9:
         return ""
     return (
-        f" Mind that the linear path carries {share:.0%} of this model's answers: of a linear one "
-        "gradient × input is exact and cheap by construction, with experts or without, and the "
-        "router explains translations at most. Models without one, further down, are the test."
+        f" Mind that the linear path carries {share:.0%} of this model's answers, of which "
+        "gradient × input is exact and cheap by construction.\n\nThat holds with experts or without, "
+        "and the router explains translations at most. Models without a linear path, further down, "
+        "are the test."
     )
 
 
