@@ -53,9 +53,9 @@ def _about_linear(share: float) -> str:
         return ""
     return (
         f" Mind that the linear path carries {share:.0%} of this model's answers, of which "
-        "gradient × input is exact and cheap by construction.\n\nThat holds with experts or without, "
-        "and the router explains translations at most. Models without a linear path, further down, "
-        "are the test."
+        "gradient × input is exact and cheap by construction.\n\nThat holds with experts or "
+        "without, and the router explains translations at most. Models without a linear path, "
+        "further down, are the test."
     )
 
 
