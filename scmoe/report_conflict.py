@@ -39,6 +39,13 @@ def takeaway(table: pd.DataFrame) -> Markdown:
         f"clearly less in {len(worse)}: that they avoid a conflict "
         + (f"holds for {_listed(saved)}." if len(saved) else "is not borne out here."),
     ]
+    strict = found[found["method"] == conflict.STRICT]
+    if len(strict):
+        harmed, helped = strict[strict["high"] < 0], strict[strict["low"] > 0]
+        said.append(
+            f"The strict recipe is clearly harmed on {_listed(harmed) or 'no ladder'} and clearly "
+            f"helped on {_listed(helped) or 'none'}."
+        )
     counts = [
         _tally(found, "accuracy", "accuracy, from one modality to all"),
         _tally(found, "r2", "R² of the same translations, from two to all"),

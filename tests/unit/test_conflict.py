@@ -113,6 +113,11 @@ def test_the_answer_is_that_of_the_numbers():
         dense = rows(conflict.DENSE, [0.90, 0.80], 1) + rows(conflict.DENSE, last, 2)
         said = report_conflict.takeaway(pd.DataFrame(sparse + dense)).data
         assert all(part in said for part in words), said
+        assert "strict recipe" not in said
+    strict = rows(conflict.STRICT, [0.90, 0.80], 1) + rows(conflict.STRICT, [0.95, 0.84], 2)
+    said = report_conflict.takeaway(pd.DataFrame(sparse + dense + strict)).data
+    assert "strict recipe is clearly harmed on no ladder and clearly helped on " in said
+    assert "helped on none" not in said
 
 
 def test_the_table_of_record_has_every_ladder():
