@@ -114,7 +114,7 @@ def test_the_answer_is_that_of_the_numbers():
         said = report_conflict.takeaway(pd.DataFrame(sparse + dense)).data
         assert all(part in said for part in words), said
         assert "strict recipe" not in said
-    strict = rows(conflict.STRICT, [0.90, 0.80], 1) + rows(conflict.STRICT, [0.95, 0.84], 2)
+    strict = rows(conflict.STRICT, [0.90, 0.80], 1) + rows(conflict.STRICT, [0.95, 0.85], 2)
     said = report_conflict.takeaway(pd.DataFrame(sparse + dense + strict)).data
     assert "strict recipe is clearly harmed on no ladder and clearly helped on " in said
     assert "helped on none" not in said
