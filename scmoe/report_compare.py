@@ -130,7 +130,8 @@ def takeaway(found: Found) -> Markdown:
         if total["wide"]["entries"]:
             added += f"; over one dense expert of as many parameters, {_interval(total['wide'])}"
         lines.append(f"{added}.")
-    return Markdown(f"**Takeaway.** {' '.join(lines)}")
+    first, words, rest = " ".join(lines).partition("95 % interval ")  # said once is enough
+    return Markdown(f"**Takeaway.** {first}{words}{rest.replace(words, '')}")
 
 
 def _verdict(total: dict) -> str:

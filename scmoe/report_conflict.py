@@ -73,7 +73,7 @@ def _tally(found, metric, words) -> str:
 
 
 def _listed(rows) -> str:
-    pairs = rows["ladder"].map(LADDERS) + ", " + rows["metric"].map(NAMES)
+    pairs = rows["ladder"].map(LADDERS) + " (" + rows["metric"].map(NAMES) + ")"
     return "; ".join(dict.fromkeys(pairs))
 
 
