@@ -136,7 +136,7 @@ def takeaway(found: Found) -> Markdown:
 
 def _verdict(total: dict) -> str:
     if total["sets"] < 3 or total["low"] <= 0 <= total["high"]:
-        return "as good, as far as can be told, as"
+        return "not clearly better or worse than"
     return "better than" if total["low"] > 0 else "worse than"
 
 
@@ -328,7 +328,8 @@ def unitednet(found: Found) -> HTML | Markdown:
     pairs = rows.groupby(["target_modality", "source_modality"])["value"].agg(["mean", "std"])
     pairs = pairs.reindex(list(UNITEDNET))
     pairs["its authors' notebook"] = list(UNITEDNET.values())
-    pairs.loc["mean of pairs"] = pairs.mean()
+    spread = rows.groupby("fold")["value"].mean().std()
+    pairs.loc["mean of pairs"] = pairs.mean().where(pairs.columns != "std", spread)
     pairs.index = [n if isinstance(n, str) else " ← ".join(map(title_of, n)) for n in pairs.index]
     names = {"mean": "written anew", "std": "sd over folds"}
     n = rows["fold"].nunique()

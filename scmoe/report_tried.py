@@ -18,7 +18,7 @@ RESULTS = Path(__file__).resolve().parents[1] / "benchmarks" / "results"
 MARGINS = 0.0, 0.1, 0.2, 0.3, 0.5
 SCORES = {"accuracy": "accuracy", "macro_f1": "macro F1", "r2": "R²"}
 STRICT, ALONE = "strict", "experts alone"  # what variants are held against
-BEFORE, HINDSIGHT = "rivals alone, the highest product", "the best of all, in hindsight"
+BEFORE, HINDSIGHT = "rivals alone, the highest product", "best of the recipe's ways, in hindsight"
 USED = " (used)"
 KERNEL, BERNOULLI = "group heads on a Gaussian kernel", "a Bernoulli loss for peaks"
 UNIT = ["set", "inner", "seed"]
@@ -162,8 +162,8 @@ def said(found: dict[str, pd.DataFrame]) -> Markdown:
         used = mean[mean.index.str.endswith(USED)].iloc[0]
         points.append(
             "Clusters: k-means on shared axes, unless a rival is clearly better, has a mean ARI "
-            f"of {used:.3f}, the rivals alone {mean[BEFORE]:.3f}; the best of all for each set, "
-            f"which takes labels to find, {mean[HINDSIGHT]:.3f}."
+            f"of {used:.3f}, the rivals alone {mean[BEFORE]:.3f}; the best of its ways for each "
+            f"set, which takes labels to find, {mean[HINDSIGHT]:.3f}."
         )
     if not found["groups"].empty:
         table = group_shifts(found["groups"])
