@@ -59,7 +59,7 @@ def jobs(settings):
 def data_present():
     """Name and size of every data file: a page made without them is made anew when they come."""
     root = Path(os.environ.get("SCMOE_DATA") or "data").resolve()
-    files = sorted(root.glob("UnitedNet_NatComm_data/*/*"))
+    files = sorted([*root.glob("UnitedNet_NatComm_data/*/*"), *root.glob("MOp_SNAREseq2/*")])
     listing = [f"{file.relative_to(root)} {file.stat().st_size}" for file in files]
     return hashlib.sha256("\n".join([str(root), *listing]).encode()).hexdigest()[:12]
 

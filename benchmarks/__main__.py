@@ -13,7 +13,7 @@ import time
 
 from benchmarks.common import THREADS
 
-NAMES = ("epochs", "parts", "experts", "scaling", "quality")
+NAMES = ("epochs", "parts", "experts", "scaling")
 
 
 def main() -> None:

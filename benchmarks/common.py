@@ -86,20 +86,20 @@ class Pair(NamedTuple):
     naive: Naive
     network: Network
     train: Cells
-    evaluated: Cells
+    both: Cells  # training cells, then those that an epoch evaluates
     supervised: bool
 
     def step(self, precision="float32") -> Callable[[torch.Tensor], None]:
         """One training step of ours, as :func:`scmoe.fit.fit` does it, for timing alone."""
         config = self.config.replace(precision=precision).train
-        step = Step(self.network, config, self.train, self.supervised)
+        step = Step(self.network, config, self.train, held_by_none(self.train), self.supervised)
         parameters = self.network.parameters()
         optimiser = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=0.0, fused=True)
         self.network.train()
 
         def run(index):
             optimiser.zero_grad(set_to_none=True)
-            step(index)[0].backward()
+            step(index[None])[0].sum().backward()
             clip_gradients(self.network, config.clip)
             optimiser.step()
 
@@ -131,13 +131,16 @@ def pair(name: str, tiny: bool = False, device: str = "cpu") -> Pair:
     naive = Naive(config, *parts, shape.n_groups, shape.supervised, device=device)
     torch.manual_seed(0)
     network = Network(config.model, shape.features, shape.n_groups).to(device)
-    train, evaluated = (
-        Cells(
-            [m[rows] for m in x], np.ones((len(labels[rows]), len(x)), bool), labels[rows], device
-        )
-        for rows in (slice(None, n_train), slice(n_train, None))
+    train, both = (
+        Cells([m[:n] for m in x], np.ones((n, len(x)), bool), labels[:n], device)
+        for n in (n_train, n_train + n_eval)
     )
-    return Pair(config, naive, network, train, evaluated, shape.supervised)
+    return Pair(config, naive, network, train, both, shape.supervised)
+
+
+def held_by_none(cells: Cells) -> torch.Tensor:
+    """The fold of cells that the only member learns from, ``(N,)``."""
+    return torch.full((len(cells),), -1)
 
 
 def seconds(function: Callable[[], object]) -> float:

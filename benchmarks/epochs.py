@@ -40,13 +40,14 @@ def fitted(pair: common.Pair, precision: str, epochs: int):
     """Two calls of :func:`scmoe.fit.fit` for some epochs: without validation cells, and with."""
     config = pair.config.replace(precision=precision, epochs=epochs).train
 
-    def call(val):
+    def call(cells):
+        fold = torch.where(torch.arange(len(cells)) < len(pair.train), -1, 0)
         fit(
-            pair.network, pair.train, val, config, supervised=pair.supervised,
+            pair.network, cells, fold, config, supervised=pair.supervised,
             modalities=[str(i) for i in pair.network.n_features], progress=False,
         )  # fmt: skip
 
-    return lambda: call(None), lambda: call(pair.evaluated)
+    return lambda: call(pair.train), lambda: call(pair.both)
 
 
 def naive_flops(pair: common.Pair) -> float:

@@ -41,6 +41,7 @@ class Loop(nn.Module):
         self.experts = experts
 
     def forward(self, x, experts, weights):
+        x, experts, weights = x[0], experts[0], weights[0]
         out = torch.zeros_like(x)
         parameters = (p.unbind() for p in self.experts.parameters())
         for i, (w1, b1, w2, b2) in enumerate(zip(*parameters, strict=True)):
@@ -49,7 +50,7 @@ class Loop(nn.Module):
                 hidden = nn.functional.gelu(nn.functional.linear(x[token], w1, b1))
                 part = nn.functional.linear(hidden, w2, b2)
                 out.index_add_(0, token, (part * weights[token, slot, None]).to(out.dtype))
-        return out
+        return out[None]
 
 
 def routed(tokens, n_experts, k, skew):
@@ -68,7 +69,7 @@ def pass_of(module, x, experts, weights, bf16):
         module.zero_grad(set_to_none=True)
         x.grad = weights.grad = None
         with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
-            out = module(x, experts, weights)
+            out = module(x[None], experts[None], weights[None])[0]
         out.backward(direction.to(out.dtype))
 
     return run

@@ -47,7 +47,8 @@ class Held:
 def stepper(pair, cells, precision="float32", forward=None, capturable=False):
     """One step of training, as :func:`scmoe.fit.fit` takes it."""
     config = pair.config.replace(precision=precision).train
-    step = Step(pair.network.train(), config, cells, pair.supervised)
+    fold = common.held_by_none(pair.train)
+    step = Step(pair.network.train(), config, cells, fold, pair.supervised)
     forward = step if forward is None else forward(step)
     optimiser = torch.optim.AdamW(
         pair.network.parameters(), lr=config.lr, weight_decay=0.0, fused=True, capturable=capturable
@@ -55,7 +56,7 @@ def stepper(pair, cells, precision="float32", forward=None, capturable=False):
 
     def run(index):
         optimiser.zero_grad(set_to_none=True)
-        forward(index)[0].backward()
+        forward(index)[0].sum().backward()
         clip_gradients(pair.network, config.clip)
         optimiser.step()
 
@@ -148,7 +149,7 @@ def copy_rate(n: int = 1 << 28) -> float:
 def measure_preset(name: str, tiny: bool, device: str) -> list[dict]:
     """Rows of one preset."""
     pair = common.pair(name, tiny, device)
-    index = torch.arange(pair.config.train.batch_size)
+    index = torch.arange(pair.config.train.batch_size)[None]
     calls, errors = {}, {}
     for row, build in variants(pair, index).items():
         try:

@@ -51,32 +51,31 @@ def ours(pair: common.Pair) -> dict:
     """Parts of our step, as calls."""
     network, size = pair.network.train(), pair.config.train.batch_size
     index = torch.arange(size)
-    batch = pair.train.batch(index)
+    batch = pair.train.batch(index[None])
     layer = network.layers[0]
     holder = torch.nn.Module()
     holder.network, holder.forward = network, lambda: network.encode(batch.x, batch.present)
     given = seen(holder)
     encoded = network.encode(batch.x, batch.present)
-    tokens = layer.norm1(encoded.embedded).flatten(1, 2)
+    tokens = layer.norm1(encoded.embedded)
     (mixed,), (routed,) = given[layer.experts], given[layer.router]
-    step = Step(network, pair.config.train, pair.train, pair.supervised)
+    fold = common.held_by_none(pair.train)
+    step = Step(network, pair.config.train, pair.train, fold, pair.supervised)
     adam = torch.optim.AdamW(network.parameters(), lr=0.0, weight_decay=0.0, fused=True)
     pair.step()(index)  # leaves gradients
     logits, hidden = network.group_logits(encoded), network.clustering_space(encoded)
 
     def decoders(latents):
-        return torch.stack(
-            step._decoder_losses(batch, encoded._replace(latents=latents), None)
-        ).sum()
+        return torch.stack(step._decoder_losses(batch, encoded._replace(latents=latents))).sum()
 
     return {
-        "batch": lambda: pair.train.batch(index),
+        "batch": lambda: pair.train.batch(index[None]),
         "embedding": backward(lambda: network._embed(batch.x, batch.present)[0]),
         "attention": backward(lambda x: layer._attend(x, None), tokens),
         "router": backward(lambda x, p: layer.router(x, p).weights, *routed),
         "experts": backward(layer.experts, *mixed),
         "decoders and their loss": backward(decoders, encoded.latents),
-        "clustering loss": backward(losses.ddc, logits, hidden),
+        "clustering loss": backward(losses.ddc, logits[0], hidden[0]),
         "optimiser": adam.step,
     }
 
@@ -161,10 +160,10 @@ def measure_preset(name: str, tiny: bool) -> list[dict]:
 def compiled(name: str, tiny: bool) -> dict:
     """One preset's step with the losses compiled, against eager."""
     pair = common.pair(name, tiny)
-    index = torch.arange(pair.config.train.batch_size)
-    pair.network.train()
-    step = Step(pair.network, pair.config.train, pair.train, pair.supervised)
-    forward = torch.compile(lambda i: step(i)[0])
+    index = torch.arange(pair.config.train.batch_size)[None]
+    fold = common.held_by_none(pair.train)
+    step = Step(pair.network.train(), pair.config.train, pair.train, fold, pair.supervised)
+    forward = torch.compile(lambda i: step(i)[0].sum())
     row = {"preset": name}
     start = time.perf_counter()
     try:
@@ -174,7 +173,7 @@ def compiled(name: str, tiny: bool) -> dict:
         return row | {"error": f"{type(error).__name__}: {str(error).splitlines()[0][:100]}"}
     row["seconds to compile"] = common.rounded(time.perf_counter() - start)
     calls = {
-        "eager": lambda: step(index)[0].backward(),
+        "eager": lambda: step(index)[0].sum().backward(),
         "compiled": lambda: forward(index).backward(),
     }
     taken = common.interleaved(calls, 1 if tiny else 9)

@@ -49,7 +49,8 @@ def atac(n_cells: int, whole: bool) -> dict:
     if whole:
         train = config.replace(epochs=1).train
         start = time.perf_counter()
-        fit(network, cells, None, train, supervised=True, modalities=["atac", "rna"],
+        fold = common.held_by_none(cells)
+        fit(network, cells, fold, train, supervised=True, modalities=["atac", "rna"],
             progress=False)  # fmt: skip
         taken = (time.perf_counter() - start) / round(n_cells / train.batch_size)
     else:

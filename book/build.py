@@ -87,7 +87,7 @@ def summary(records: pd.DataFrame) -> str:
     ordered pairs of modalities (target ← source, one source).
     """
     lines = [
-        "| data set | made from | scMoE | its linear path | best other | R²: scMoE | ridge |",
+        "| data set | made from | scMoE | linear part | best other | R²: scMoE | ridge |",
         "|---|---|--:|--:|---|--:|--:|",
     ]
     for dataset, rows in records.groupby("dataset", sort=False):
@@ -101,7 +101,7 @@ def summary(records: pd.DataFrame) -> str:
         cells = [
             f"[{dataset}](runs/quick/{dataset}.ipynb)",
             SOURCES.get(source, source),
-            *(f"{ours[m]:.3f}" if m in ours else "–" for m in ("scMoE", "scMoE linear path")),
+            *(f"{ours[m]:.3f}" if m in ours else "–" for m in ("scMoE", "scMoE linear")),
             " ".join(f"{row.value:.3f} {row.method}" for row in others.itertuples()) or "–",
             *(f"{r2[m]:.3f}" if m in r2 else "–" for m in ("scMoE", "ridge")),
         ]

@@ -1,6 +1,6 @@
 """Sparse mixture of experts for multi-modal single-cell data: measured, explained, compared."""
 
-from scmoe import data, paper
+from scmoe import baselines, data, paper
 from scmoe.config import Config, ModelConfig, TrainConfig, preset
 from scmoe.metrics import evaluate
 from scmoe.model import ScMoE
@@ -10,6 +10,7 @@ __all__ = [
     "Config",
     "ModelConfig",
     "ScMoE",
+    "baselines",
     "TrainConfig",
     "data",
     "evaluate",

@@ -20,7 +20,7 @@ MODALITIES = {
     "morph": "#CC79A7",
 }  # fmt: skip
 METHODS = {
-    "scMoE": "#332288", "scMoE linear path": "#7C71B8", "ridge": "#999933",
+    "scMoE": "#332288", "scMoE experts": "#7C71B8", "scMoE linear": "#44AA99", "ridge": "#999933",
     "logistic regression": "#DDAA33", "k-means": "#DDAA33", "UnitedNet": "#882255",
 }  # fmt: skip
 TITLES = {"rna": "RNA", "mrna": "mRNA", "pre_mrna": "pre-mRNA", "dna": "DNA", "atac": "ATAC",

@@ -19,19 +19,22 @@ Task = Literal["supervised", "unsupervised"]
 class ModelConfig:
     """Sizes and switches of the network."""
 
+    members: int = 6  # networks side by side; each holds out another part of the training cells
+    n_components: int | None = 60  # principal components read and written; None: features
     d: int = 64  # width of a token
-    n_patches: int = 8  # tokens per modality (fewer where a modality has fewer features)
+    n_patches: int = 1  # tokens per modality, each of an equal share of what is read
     n_heads: int = 4
     n_layers: int = 1
     n_experts: int = 8
     top_k: int = 2
-    hidden: int | None = None  # width of an expert's hidden layer; None: 2 d
+    hidden: int | None = 32  # width of an expert's hidden layer; None: 2 d
     n_routers: int | None = (
         None  # None: one per modality; else modality i uses min(i, n_routers - 1)
     )
-    dropout: float = 0.1
+    attention: bool = False  # False: tokens of several modalities meet in the group head alone
+    dropout: float = 0.2
+    input_dropout: float = 0.2
     attention_dropout: float = 0.0
-    linear_path: bool = True  # closed-form linear model beneath the network
     input_residual: bool = True  # False: the reference's a + dropout(a), which drops the input
     fastmoe_init: bool = (
         False  # True: expert weights start sqrt(out features) too small, as upstream's
@@ -42,7 +45,8 @@ class ModelConfig:
 
     def __post_init__(self):
         """Refuse impossible sizes."""
-        _at_least_one(self, "d", "n_patches", "n_heads", "n_layers", "n_experts", "top_k")
+        sizes = "members", "d", "n_patches", "n_heads", "n_layers", "n_experts", "top_k"
+        _at_least_one(self, *sizes)
         if self.d % self.n_heads:
             raise ValueError(f"d={self.d} must be a multiple of n_heads={self.n_heads}.")
         if self.d % 4:
@@ -60,20 +64,18 @@ class TrainConfig:
     """Losses, optimiser and stopping rule."""
 
     epochs: int = 200
-    batch_size: int = 64
-    lr: float = 1e-3
-    weight_decay: float = 1e-2
-    patience: int | None = 20  # epochs without a better validation loss; None: run all epochs
-    hold_out: bool = True  # False: train on validation cells too, and choose nothing on them
-    refit: bool = True  # train again on training + validation cells for the chosen number of epochs
+    batch_size: int = 128
+    lr: float = 3e-3
+    weight_decay: float = 0.05
+    patience: int | None = 15  # epochs without a better validation loss; None: run all epochs
+    # False: nothing is held out but by members for one another; one network sees every cell
+    hold_out: bool = True
     clip: float = 1.0  # gradient value clip
     group_weight: float = 1.0  # cross-entropy, supervised only
     decoder_weight: float = 1.0
     gate_weight: float = 0.01
-    ddc_weight: float = 0.1  # deep divergence clustering
-    ddc_when_supervised: bool = False
+    ddc_weight: float = 0.0  # deep divergence clustering
     modality_dropout: float = 0.2  # chance that a modality is hidden from the joint view
-    label_smoothing: float = 0.0
     input_noise: dict[str, float] = field(default_factory=dict)  # modality -> scale x its variance
     precision: Literal["float32", "bf16"] = "float32"
     # what the reference does differently, one switch each
@@ -177,24 +179,26 @@ _PAPER = {
     ),
 }
 _PAPER_COMMON = dict(
+    members=1,
+    n_components=None,
+    attention=True,
+    hidden=None,
     n_routers=1,
     top_k=2,
     dropout=0.1,
+    input_dropout=0.0,
     attention_dropout=0.1,
-    linear_path=False,
     input_residual=False,
     fastmoe_init=True,
     published_layers=True,
     weight_decay=0.0,
     patience=None,
     hold_out=False,
-    refit=False,
     clip=1.0,
     group_weight=10.0,
     decoder_weight=1.0,
     gate_weight=0.1,
     ddc_weight=0.01,
-    ddc_when_supervised=True,
     modality_dropout=0.0,
     sum_pairs=True,
     target_visible=True,

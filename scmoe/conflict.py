@@ -2,7 +2,7 @@
 
 A ladder adds one modality at a time to the same cells. On each rung the same questions are scored:
 the groups from all modalities present, and the translations between the first two. The network is
-the strict one without its linear path, which would hide it; decoder losses are averaged over pairs,
+the experts of the strict one; decoder losses are averaged over pairs,
 so that their sum does not grow with their number.
 """
 
@@ -25,6 +25,7 @@ from scmoe.data import Split, load, simulate_dyngen, split_mudata
 from scmoe.data.cells import keep
 from scmoe.metrics import COLUMNS, evaluate
 from scmoe.model import ScMoE
+from scmoe.networks import Experts
 from scmoe.nn import losses
 from scmoe.nn.cells import Cells
 from scmoe.record import Run
@@ -75,8 +76,8 @@ def networks(epochs: int | None = None) -> dict[str, Config]:
     """
     d, n_experts = 32, 8
     sparse = Config().replace(
-        linear_path=False, refit=False, d=d, n_experts=n_experts, top_k=2, hidden=2 * d, lr=3e-3,
-        batch_size=64, epochs=epochs or 40, patience=10,
+        members=2, d=d, n_experts=n_experts, top_k=2, hidden=2 * d, batch_size=64,
+        epochs=epochs or 40, patience=10,
     )  # fmt: skip
     return {SPARSE: sparse, DENSE: sparse.replace(n_experts=1, top_k=1, hidden=2 * d * n_experts)}
 
@@ -100,7 +101,7 @@ def climb(
     tables = []
     for rung in rungs(split):
         for method, config in networks(epochs).items():
-            model = Watched("supervised", config, seed).fit(rung, "cpu", progress=False)
+            model = Watched(config=config, seed=seed).fit(rung, "cpu", progress=False)
             scored = evaluate(model, rung.test).assign(method=method)
             tables += [scored, model.cosines().assign(method=method)]
         for method, fusion in ((EARLY, "early"), (LATE, "late")):
@@ -213,13 +214,13 @@ def read_reference() -> pd.DataFrame:
     return table.astype({"value": float})
 
 
-class Watched(ScMoE):
+class Watched(Experts):
     """Compares the gradients of its tasks while it is trained."""
 
-    def _train(self, stage, cells, val, schedule, watch=None, **options):
-        x, present, labels = cells
-        some = torch.randperm(len(present), generator=torch.Generator().manual_seed(self.seed))
-        batch = Cells(x, present, labels, options["device"]).batch(some[:SAME_CELLS])
+    def _fit(self, known, device, progress, checkpoint, watch=None):
+        some = torch.randperm(len(known.fold), generator=torch.Generator().manual_seed(self.seed))
+        cells = Cells(self._read(known.scores), known.present, known.labels, device)
+        batch = cells.batch(some[None, :SAME_CELLS])
         self.found_, self.epoch_ = [], 0
 
         def compare(network) -> float:
@@ -229,7 +230,7 @@ class Watched(ScMoE):
                 self.found_.append(found.assign(epoch=self.epoch_))
             return 0.0
 
-        return super()._train(stage, cells, val, schedule, compare, **options)
+        return super()._fit(known, device, progress, checkpoint, compare)
 
     def cosines(self) -> pd.DataFrame:
         """Records of what was found."""
@@ -251,7 +252,8 @@ def gradient_cosines(network, x: list[Tensor], present: Tensor, labels: Tensor) 
     Parameters
     ----------
     x, present, labels
-        A batch, as :class:`scmoe.nn.cells.Batch` has it; dropout and the router's noise are off.
+        A batch, as :class:`scmoe.nn.cells.Batch` has it, the same for all members;
+        dropout and the router's noise are off.
 
     Returns
     -------
@@ -262,14 +264,16 @@ def gradient_cosines(network, x: list[Tensor], present: Tensor, labels: Tensor) 
     network.eval()
     with torch.enable_grad():
         joint, alone = network.encode_both(x, present, present)
-        groups = losses.cross_entropy(network.group_logits(joint), labels)
+        logits = network.group_logits(joint)
+        groups = losses.cross_entropy(logits, labels.expand(len(logits), -1)).sum()
         pairs = {}
         for i, true in enumerate(x):
             decoded = network.decode(alone, i)
             for j in range(len(x)):
                 if i != j:
-                    both = present[:, i] & present[:, j]
-                    pairs[i, j] = losses.masked_mse(decoded[:, j], true, both)
+                    both = (present[..., i] & present[..., j]).float()
+                    error = (decoded[:, :, j] - true).square().mean(2)  # (K, B)
+                    pairs[i, j] = (error * both).sum() / both.sum().clamp(min=1)
         if not pairs:
             return pd.DataFrame({"tasks": [], "cosine": []})
         shared = list(network.layers.parameters())

@@ -28,8 +28,8 @@ METRICS = {
     "unsupervised": ["ari", "nmi"],
     "translation": ["r2"],
 }
-OURS, LINEAR = "scMoE", "scMoE linear path"
-WIDE, NARROW = "scMoE, dense of equal parameters", "scMoE, dense of equal arithmetic"
+OURS, EXPERTS, LINEAR = "scMoE", "scMoE experts", "scMoE linear"  # the blend and its parts
+WIDE, NARROW = (f"{EXPERTS}, dense of equal {what}" for what in ("parameters", "arithmetic"))
 LOCATION = "coordinates alone (nearest neighbours)"  # reads no modality: not a rival, a warning
 PEERS = ["UnitedNet", "MOFA+", "UniVI", "totalVI", "MultiVI", "Matilda"]
 LEAST = 0.01  # a smaller difference counts as none, unless its standard error is larger

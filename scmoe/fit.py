@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import math
 import os
 import signal
 import sys
@@ -20,37 +21,38 @@ from torch import Tensor
 from scmoe.checkpoint import Checkpoint
 from scmoe.config import TrainConfig
 from scmoe.nn.cells import Cells
-from scmoe.nn.linear import CrossFit
 from scmoe.nn.network import Network
 from scmoe.progress import Progress
-from scmoe.step import EVAL_BATCH, Step
+from scmoe.step import Step
 
 EXTREME = 1e4  # a scaled value this large is no measurement
 
 
 def fit(
     network: Network,
-    train: Cells,
-    val: Cells | None,
+    cells: Cells,
+    fold: Tensor,
     config: TrainConfig,
     *,
     supervised: bool,
     modalities: list[str],
     seed: int = 0,
-    crossfit: CrossFit | None = None,
+    scales: list[float] | None = None,
     input_noise: list[float] | None = None,
     watch: Callable[[Network], float] | None = None,
     progress: bool = True,
     checkpoint: str | Path | None = None,
     fingerprint: str = "",
 ) -> tuple[pd.DataFrame, dict[str, Tensor] | None]:
-    """Train ``network`` in place and leave it with the weights of the best validation epoch.
+    """Train ``network`` in place and leave each member with the weights of its best epoch.
 
     Parameters
     ----------
-    network, train, val
-        All on one device. Labels are read only if ``supervised``. Without ``val`` all epochs are
-        run and the last weights stay.
+    network, cells
+        On one device. Labels are read only if ``supervised``.
+    fold
+        ``(N,)``: member k learns from all cells but those with ``fold == k``, on which it is
+        stopped. -1: held out by none. A member that holds out nothing keeps its last weights.
     config
         Losses, optimiser, stopping rule.
     modalities
@@ -58,9 +60,8 @@ def fit(
     seed
         Drives order, dropout and noise; every epoch draws from ``(seed, epoch)`` alone, and a
         resumed run repeats an uninterrupted one.
-    crossfit
-        Out-of-fold predictions of the linear path, on the same device; the network learns what
-        they leave.
+    scales
+        What each modality's mean squared error is multiplied by, ``(M,)``; default 1.
     input_noise
         Standard deviation of Gaussian noise per modality ``(M,)``, training only.
     watch
@@ -73,8 +74,9 @@ def fit(
 
     Returns
     -------
-    One row an epoch: the losses on training cells, and on validation cells (``val_*``); and the
-    weights with the highest watched score, if any.
+    One row an epoch: the losses on training cells, and on held-out cells (``val_*``), means over
+    members, and how many members were better than ever (``improved``); and the weights with the
+    highest watched score, if any.
 
     Raises
     ------
@@ -86,7 +88,7 @@ def fit(
     ValueError
         When the checkpoint belongs to another run.
     """
-    if config.precision == "bf16" and train.device.type == "cpu" and not _has_bf16():
+    if config.precision == "bf16" and cells.device.type == "cpu" and not _has_bf16():
         warnings.warn(
             "This processor has no instructions for bf16 and emulates them, up to a hundred times "
             "slower than float32: precision='float32' trains faster here.",
@@ -100,48 +102,53 @@ def fit(
     )
     run = _Run(network, optimiser)
     run.restore(keep.load())
-    n_batches = max(1, round(len(train) / config.batch_size))
+    learned = [(fold != k).nonzero()[:, 0] for k in range(network.config.members)]
+    n_cells = min(map(len, learned))  # members whose share is larger leave a few out, by turns
+    n_batches = max(1, round(n_cells / config.batch_size))
     done = len(run.history) * n_batches + len(run.losses)
-    report = Progress(progress, config.epochs, n_batches, len(train), done)
+    report = Progress(progress, config.epochs, n_batches, n_cells, done)
 
     with ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng(devices=_cuda(train.device)))
-        stack.enter_context(_repeatable(train.device))
+        stack.enter_context(torch.random.fork_rng(devices=_cuda(cells.device)))
+        stack.enter_context(_repeatable(cells.device))
         stack.enter_context(_memory_kept())
         stack.callback(report.close)
         stopping = stack.enter_context(_stop_signals())
-        step = Step(network, config, train, supervised, crossfit, input_noise)
+        step = Step(network, config, cells, fold, supervised, scales, input_noise)
+        choose = config.patience is not None and step.held_out[0].shape[1] > 0
         for epoch in range(len(run.history) + 1, config.epochs + 1):
-            if config.patience is not None and epoch - run.best_epoch > config.patience:
+            if choose and epoch - max(run.best_epochs) > config.patience:
                 break
             torch.manual_seed(seed * 1_000_003 + epoch)
-            order = torch.randperm(len(train))
-            run.restore_random_state(train.device)
+            order = torch.stack([rows[torch.randperm(len(rows))][:n_cells] for rows in learned])
+            batches = order.tensor_split(n_batches, 1)
+            run.restore_random_state(cells.device)
             network.train()
-            for index in order.tensor_split(n_batches)[len(run.losses) :]:
-                index = step.arrange(index)
+            for index in batches[len(run.losses) :]:
                 optimiser.zero_grad(set_to_none=True)
                 loss, detail = step(index)
-                loss.backward()
+                loss.sum().backward()
                 clip_gradients(network, config.clip)
                 optimiser.step()
                 run.losses.append(torch.stack([loss, *detail.values()]).detach())
                 run.names = ["loss", *(_named(name, modalities) for name in detail)]
                 report.step(epoch)
                 if stopping or keep.due:
-                    _check_finite(run, epoch, step, order, n_batches, modalities)
-                    keep.save(*run.state(train.device))
+                    _check_finite(run, epoch, step, batches, modalities)
+                    keep.save(*run.state(cells.device))
                 if stopping:
                     where = f"in epoch {epoch}, after step {len(run.losses)} of {n_batches}"
                     raise KeyboardInterrupt(f"Stopped by signal {stopping[0]} {where}.")
-            values = _check_finite(run, epoch, step, order, n_batches, modalities)
-            row = {"epoch": epoch, **dict(zip(run.names, values.mean(0).tolist(), strict=True))}
-            row |= {f"val_{_named(k, modalities)}": v for k, v in step.validate(val).items()}
+            values = _check_finite(run, epoch, step, batches, modalities)
+            means = values.mean((0, 2)).tolist()
+            row = {"epoch": epoch, **dict(zip(run.names, means, strict=True))}
+            held_out = step.validate()
+            row |= {f"val_{_named(k, modalities)}": float(v.mean()) for k, v in held_out.items()}
             if watch is not None:
                 row["watched"] = watch(network)
-            run.end_epoch(row, config.patience is not None and bool(val))
+            run.end_epoch(row, held_out["loss"] if choose else None)
             report.epoch(row)
-        keep.save(*run.state(train.device))
+        keep.save(*run.state(cells.device))
         if stopping:
             raise KeyboardInterrupt(f"Stopped by signal {stopping[0]} after the last epoch.")
     if run.best is not None:
@@ -157,30 +164,38 @@ class _Run:
         self.network, self.optimiser = network, optimiser
         self.history: list[dict] = []
         self.names: list[str] = []  # of the losses
-        self.losses: list[Tensor] = []  # of each step of the epoch under way
+        self.losses: list[Tensor] = []  # of each step of the epoch under way, (losses, K)
+        members = network.config.members
         self.best: dict[str, Tensor] | None = None  # weights; None: the last ones
+        self.best_losses, self.best_epochs = [math.inf] * members, [0] * members
         self.watched: dict[str, Tensor] | None = None
         self.random_state: dict[str, Tensor] | None = None
 
-    @property
-    def best_epoch(self) -> int:
-        """The last one, where validation cells have not chosen."""
-        if self.best is None:
-            return len(self.history)
-        return min(self.history, key=lambda row: row["val_loss"])["epoch"]
-
-    def end_epoch(self, row, choose):
-        """Note an epoch; keep its weights if it is the best (``choose``), and if it is watched."""
-
-        def first_best(name, sign):
-            return all(sign * row[name] > sign * old[name] for old in self.history)
-
-        if choose and first_best("val_loss", -1):
-            self.best = _copy_of(self.network)
-        if "watched" in row and first_best("watched", 1):
+    def end_epoch(self, row, held_out):
+        """Note an epoch; keep weights of members whose held-out loss ``(K,)`` is their best."""
+        if held_out is not None:
+            better = [v < best for v, best in zip(held_out.tolist(), self.best_losses, strict=True)]
+            for k in (k for k, improved in enumerate(better) if improved):
+                self.best_losses[k], self.best_epochs[k] = float(held_out[k]), row["epoch"]
+            self._keep(torch.tensor(better))
+            row["improved"] = sum(better)
+        if "watched" in row and all(row["watched"] > old["watched"] for old in self.history):
             self.watched = _copy_of(self.network)
         self.history.append(row)
         self.losses = []
+
+    def _keep(self, better: Tensor):
+        """Copy the weights of some members ``(K,)`` bool; all parameters lead with members."""
+        if self.best is None:
+            self.best = _copy_of(self.network)
+            return
+        for name, value in self.network.state_dict().items():
+            if better.all():
+                self.best[name].copy_(value)
+            elif better.any():
+                k = len(better)
+                rows = better.to(value.device)
+                self.best[name].view(k, -1)[rows] = value.detach().view(k, -1)[rows]
 
     def state(self, device):
         """Tensors in groups, and a note, for :meth:`Checkpoint.save`."""
@@ -195,7 +210,8 @@ class _Run:
             groups["epoch"] = {"losses": torch.stack(self.losses), "cpu": torch.get_rng_state()}
             if device.type == "cuda":
                 groups["epoch"]["cuda"] = torch.cuda.get_rng_state(device)
-        return groups, {"history": self.history, "names": self.names}
+        best = {"losses": self.best_losses, "epochs": self.best_epochs}
+        return groups, {"history": self.history, "names": self.names, "best": best}
 
     def restore(self, saved):
         """Take over what :meth:`Checkpoint.load` found, if anything."""
@@ -204,6 +220,7 @@ class _Run:
         groups, note = saved
         device = next(self.network.parameters()).device
         self.history, self.names = note["history"], note["names"]
+        self.best_losses, self.best_epochs = note["best"]["losses"], note["best"]["epochs"]
         self.network.load_state_dict(groups["network"])
         state = self.optimiser.state_dict()
         for key, value in groups.get("adam", {}).items():
@@ -237,73 +254,6 @@ def clip_gradients(network: Network, limit: float) -> None:
         return
     for gradient in gradients:
         gradient.clamp_(-limit, limit)
-
-
-@torch.no_grad()
-def calibrate(network: Network, cells: Cells, supervised: bool) -> None:
-    """Set how much the network adds to the linear path, on validation cells.
-
-    The logits' scale is 0 (the linear path alone) unless some scale up to 1 has a log-loss that is
-    lower than the linear path's at its best temperature by more than one standard error (paired
-    over cells); then it is the smallest within one such error of the best. So what the network adds
-    has to be seen, and has to be more than a change of confidence, which needs no network. The
-    scale of each translation is its least-squares value less one standard error over cells, kept
-    between 0 and 1. Clusters stay those
-    of the linear path: without labels nothing says that another partition is a better one.
-    """
-    linear = network.linear
-    if linear is not None and not supervised:
-        network.group_scale.zero_()
-    if linear is None or not len(cells):
-        return
-    batches = list(cells.batches(EVAL_BATCH))
-    if supervised:
-        scales = torch.linspace(0, 1, 21, device=cells.device)
-        temperatures = torch.linspace(0.5, 2, 31, device=cells.device)
-        rows, tempered = [], []
-        for b in batches:
-            own = network.group_logits(network.encode(b.x, b.present))
-            given = linear.group_logits(b.x, b.present)
-            rows.append(_log_losses(given[None] + scales[:, None, None] * own, b.labels))
-            tempered.append(_log_losses(temperatures[:, None, None] * given, b.labels))
-        loss, tempered = torch.cat(rows, 1), torch.cat(tempered, 1)  # (scales, cells)
-        best = loss[loss.mean(1).argmin()]
-        gain, error = _mean_and_error(tempered[tempered.mean(1).argmin()] - best)
-        network.group_scale.zero_()
-        # one validation cell has no standard error: then nothing is seen, and nothing added
-        if gain > error:
-            excess, error = _mean_and_error(loss - best)
-            network.group_scale.copy_(scales[(excess <= error).nonzero()[0, 0]])
-    for i in range(len(network.n_features)):
-        for j in range(len(network.n_features)):
-            if i == j:
-                continue
-            dots, norms = [], []
-            for b in batches:
-                both = b.present[:, i] & b.present[:, j]
-                only = [v if k == j else None for k, v in enumerate(b.x)]
-                own = network.decode(network.encode(only, b.present, "alone"), i)[both, j]
-                left = b.x[i][both] - linear.translate(only, b.present, i)[both]
-                dots.append((own * left).sum(1))
-                norms.append(own.square().sum(1))
-            dot, norm = torch.cat(dots), torch.cat(norms)
-            total = norm.sum() + 1e-12
-            scale = dot.sum() / total
-            error = (dot - scale * norm).square().sum().sqrt() / total
-            network.pair_scale[i, j] = (scale - error).clamp(0, 1)
-
-
-def _log_losses(logits: Tensor, labels: Tensor) -> Tensor:
-    """Log-loss of every labelled cell, ``(S, cells)`` from ``(S, B, C)``."""
-    known = labels >= 0
-    index = labels[known].expand(len(logits), -1)[..., None]
-    return -logits[:, known].log_softmax(2).gather(2, index)[..., 0]
-
-
-def _mean_and_error(differences: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean over the last axis, and its standard error."""
-    n = differences.shape[-1]
-    return differences.mean(-1), differences.std(-1) / max(n, 1) ** 0.5
 
 
 @contextmanager
@@ -372,19 +322,18 @@ def _copy_of(network: Network) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in network.state_dict().items()}
 
 
-def _check_finite(run, epoch, step, order, n_batches, modalities) -> Tensor:
-    """Losses ``(steps, losses)`` of the epoch so far; the one transfer from the device."""
+def _check_finite(run, epoch, step, batches, modalities) -> Tensor:
+    """Losses ``(steps, losses, K)`` of the epoch so far; the one transfer from the device."""
     values = torch.stack(run.losses).cpu()
-    bad = ~values.isfinite()
+    bad = ~values.isfinite().all(2)
     if not bad.any():
         return values
     first = int(bad.any(1).nonzero()[0])
     named = zip(run.names, bad[first].tolist(), strict=True)
     which = [name for name, wrong in named if wrong and name != "loss"]
-    batch = step.train.batch(order.tensor_split(n_batches)[first])
     raise FloatingPointError(
         f"Loss no longer finite in epoch {epoch}, step {first + 1}: {', '.join(which) or 'total'}. "
-        f"{_likely_cause(batch, modalities, step.config.lr)}"
+        f"{_likely_cause(step.cells.batch(batches[first]), modalities, step.config.lr)}"
     )
 
 

@@ -67,7 +67,7 @@ class Training:
         config = preset(self.dataset, "paper")
         config = config.replace(epochs=self.epochs or EPOCHS.get(self.name, config.train.epochs))
         if self.name == VALIDATION:  # the epoch with the least loss is kept beside the test-chosen
-            config = config.replace(hold_out=True, refit=False, patience=config.train.epochs)
+            config = config.replace(hold_out=True, patience=config.train.epochs)
         if self.task == "supervised":
             config = config.replace(test_chooses_epoch=False)
         return config.replace(ce_on_softmax=False) if self.name == LOGITS else config

@@ -25,30 +25,28 @@ from scmoe.baselines.roster import peer_methods, simple_methods
 from scmoe.data import DataError, Split
 from scmoe.metrics import COLUMNS, evaluate
 from scmoe.model import ScMoE
+from scmoe.networks import Experts
 from scmoe.record import SIMULATION, TRAINS, Run, source_hash, start_run
 
 SCORES = ["metrics.py", "paper.py"]
 SOURCES = {  # what decides the numbers of a group of methods
-    "simple": ["data", "nn/heads.py", "nn/clusters.py", *(f"baselines/{name}.py" for name in
-               ("base", "roster", "linear", "regression", "clustering"))],
-    "unitednet": ["data", "baselines/base.py", "baselines/unitednet.py", "nn/losses.py"],
-    "peers": ["data", *(f"baselines/{name}.py" for name in
-              ("base", "roster", "peers", "clustering"))],
+    "simple": ["data", "method.py", "clusters.py", *(f"baselines/{name}.py" for name in
+               ("components", "roster", "heads", "classifiers", "regression", "clustering"))],
+    "unitednet": ["data", "method.py", "baselines/unitednet.py", "nn/losses.py"],
+    "peers": ["data", "method.py", *(f"baselines/{name}.py" for name in
+              ("components", "roster", "peers", "clustering"))],
 }  # fmt: skip
 LIBRARIES = ["muon", "mofapy2", "univi", "scvi-tools", "matilda-sc"]
 
 
 def ours(run: Run, split: Split) -> pd.DataFrame:
-    """Train scMoE, and score it and its linear path alone.
+    """Train scMoE, and score it and its parts.
 
-    Translations are those of the supervised run. Clusters are the linear path's, whatever the
-    network learns, so that without labels it needs to learn nothing.
+    Translations are those of the supervised run.
     """
-    clusters = run.task == "unsupervised" and run.protocol == "strict"
-    config = run.config().replace(epochs=1) if clusters else run.config()
-    model = run.fit(ScMoE(run.task, config, run.seed), split, progress=False)
+    model = run.fit(ScMoE(run.task, run.config(), run.seed), split, progress=False)
     table = summary.score_ours(run, model, split)
-    return table[table["task"] != "translation"] if clusters else table
+    return table if run.task == "supervised" else table[table["task"] != "translation"]
 
 
 def dense(run: Run, split: Split) -> pd.DataFrame:
@@ -60,11 +58,11 @@ def dense(run: Run, split: Split) -> pd.DataFrame:
     width, sizes = config.model.hidden or 2 * config.model.d, config.model
     for name, n in ((contest.WIDE, sizes.n_experts), (contest.NARROW, sizes.top_k)):
         one = config.replace(n_experts=1, top_k=1, hidden=n * width)
-        model = ScMoE(run.task, one, run.seed)
+        model = Experts(run.task, one, run.seed)
         model.method = name
         with run.clock("fit"):
             model.fit(split, device=run.device, progress=False)
-        tables.append(summary.score_ours(run, model, split).query("method == @model.method"))
+        tables.append(evaluate(model, split.test, split.label_key))
     return pd.concat(tables)
 
 

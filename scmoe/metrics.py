@@ -10,7 +10,8 @@ from scipy.optimize import linear_sum_assignment
 from sklearn import metrics as sk
 from sklearn.metrics.cluster import contingency_matrix
 
-from scmoe.data.check import DataError
+from scmoe.data.blocks import gaps, matrix, row_blocks
+from scmoe.data.check import DataError, as_text, expect_mudata, near
 
 COLUMNS = [
     "dataset", "data_source", "protocol", "method", "task", "fold", "seed", "modalities",
@@ -89,7 +90,8 @@ def translation_metrics(truth, predicted) -> dict[str, float]:
     Parameters
     ----------
     truth
-        `(n_cells, n_features)`, dense or sparse; read in chunks of cells.
+        `(n_cells, n_features)`, dense or sparse; read in chunks of cells. What is NaN in a dense
+        one was not measured, and has no part in any score.
     predicted
         `(n_cells, n_features)`, dense.
 
@@ -101,16 +103,18 @@ def translation_metrics(truth, predicted) -> dict[str, float]:
     """
     if truth.shape != predicted.shape:
         raise ValueError(f"truth has shape {truth.shape}, the prediction {predicted.shape}")
-    mean_t = sum(t.sum(0) for t, _ in _chunks(truth, predicted)) / truth.shape[0]
-    mean_p = sum(p.sum(0) for _, p in _chunks(truth, predicted)) / truth.shape[0]
+    n = sum(np.broadcast_to(seen, t.shape).sum(0) for t, _, seen in _chunks(truth, predicted))
+    n = np.maximum(n, 1)
+    mean_t = sum(t.sum(0) for t, _, _ in _chunks(truth, predicted)) / n
+    mean_p = sum(p.sum(0) for _, p, _ in _chunks(truth, predicted)) / n
     residual, total, spread, joint = np.zeros((4, truth.shape[1]))
-    for t, p in _chunks(truth, predicted):
+    for t, p, seen in _chunks(truth, predicted):
         residual += ((t - p) ** 2).sum(0)
-        t, p = t - mean_t, p - mean_p
+        t, p = (t - mean_t) * seen, (p - mean_p) * seen
         total += (t**2).sum(0)
         spread += (p**2).sum(0)
         joint += (t * p).sum(0)
-    varies = total > 1e-10 * truth.shape[0]
+    varies = total > 1e-10 * n
     if not varies.any():
         return {"r2": np.nan, "r2_median": np.nan, "pearson": np.nan}
     scale = np.sqrt(total * spread)[varies]
@@ -128,7 +132,7 @@ def binary_translation_metrics(truth, predicted) -> dict[str, float]:
     Parameters
     ----------
     truth
-        `(n_cells, n_features)`, dense or sparse; on where positive.
+        `(n_cells, n_features)`, dense or sparse; on where positive, not scored where NaN.
     predicted
         `(n_cells, n_features)`, dense; larger means more likely on. Only the order matters.
 
@@ -137,14 +141,17 @@ def binary_translation_metrics(truth, predicted) -> dict[str, float]:
     truth = sparse.csc_matrix(truth) if sparse.issparse(truth) else np.asarray(truth)
     auroc, auprc = [], []
     for start in range(0, truth.shape[1], CHUNK):
-        on = truth[:, start : start + CHUNK]
-        on = (on.toarray() if sparse.issparse(on) else on) > 0
-        for j in np.flatnonzero(on.any(0) & ~on.all(0)):
-            score = predicted[:, start + j]
-            n_on = on[:, j].sum()
-            ranks = stats.rankdata(score)[on[:, j]].sum() - n_on * (n_on + 1) / 2
+        part = truth[:, start : start + CHUNK]
+        part = part.toarray() if sparse.issparse(part) else part
+        for j in np.flatnonzero((part > 0).any(0) & ~(part > 0).all(0)):
+            seen = ~np.isnan(part[:, j])
+            on, score = part[seen, j] > 0, predicted[seen, start + j]
+            n_on = on.sum()
+            if n_on == len(on):
+                continue
+            ranks = stats.rankdata(score)[on].sum() - n_on * (n_on + 1) / 2
             auroc.append(ranks / (n_on * (len(score) - n_on)))  # Mann-Whitney U
-            auprc.append(sk.average_precision_score(on[:, j], score))
+            auprc.append(sk.average_precision_score(on, score))
     if not auroc:
         return {"auroc": np.nan, "auprc": np.nan}
     return {"auroc": float(np.mean(auroc)), "auprc": float(np.mean(auprc))}
@@ -155,7 +162,8 @@ def evaluate(model, mdata: MuData, label_key: str | None = None) -> pd.DataFrame
 
     Groups are predicted from all of the model's modalities that `mdata` has; every ordered
     pair of modalities is translated (or those in `model.pairs_`, where a method has fewer).
-    Translations are scored in scaled units, on the cells that have both modalities.
+    Translations are scored in scaled units, on the cells that have both modalities and the values
+    of these that were measured.
 
     Parameters
     ----------
@@ -174,8 +182,9 @@ def evaluate(model, mdata: MuData, label_key: str | None = None) -> pd.DataFrame
     Raises
     ------
     DataError
-        When the label column is missing or has empty entries.
+        When `mdata` is no MuData, or the label column is missing or has empty entries.
     """
+    expect_mudata(mdata)
     modalities = [m for m in model.modalities_ if m in mdata.mod]
     rows, label_key = [], label_key or model.label_key_
     if hasattr(model, "predict") and label_key is not None:
@@ -204,30 +213,47 @@ def evaluate(model, mdata: MuData, label_key: str | None = None) -> pd.DataFrame
 def _translation_scores(model, mdata, scaled, target, source) -> dict[str, float]:
     predicted = model.translate(mdata, target=target, source=source, units="scaled")
     rows = scaled[target].obs_names.get_indexer(mdata.obs_names)  # -1: the cell lacks the target
-    both = (rows >= 0) & mdata.obs_names.isin(mdata[source].obs_names)
+    both = (rows >= 0) & mdata.obs_names.isin(scaled[source].obs_names)
     truth, predicted = scaled[target].X[rows[both]], np.asarray(predicted)[both]
+    if (missing := _missing(mdata[target], scaled[target])) is not None:
+        truth = np.where(missing[rows[both]], np.nan, truth)
     scores = translation_metrics(truth, predicted)
     if model.transform_.kinds[target] in ("binary", "peaks"):
         scores |= binary_translation_metrics(truth, predicted)
     return scores
 
 
+def _missing(measured, scaled) -> np.ndarray | None:
+    """Where values of a dense modality were filled, shaped as scaled; None where none was."""
+    if all(gaps(block) is None for _, block in row_blocks(matrix(measured))):
+        return None
+    rows = measured.obs_names.get_indexer(scaled.obs_names)
+    columns = measured.var_names.get_indexer(scaled.var_names)
+    return np.isnan(np.asarray(matrix(measured)[:])[rows][:, columns])
+
+
 def _labels(mdata, label_key) -> np.ndarray:
     if label_key not in mdata.obs:
         raise DataError(
             f"mdata.obs has no column {label_key!r}; it has {list(mdata.obs.columns)}. "
-            "Give label_key the name of the column with the true groups."
+            f"Give label_key the name of the column with the true groups"
+            f"{near(label_key, mdata.obs.columns)}."
         )
     labels = mdata.obs[label_key]
     if labels.isna().any():
         raise DataError(
             f"mdata.obs[{label_key!r}] is empty for {labels.isna().sum()} cells; drop them to score"
         )
-    return labels.astype(str).to_numpy()
+    return as_text(labels).to_numpy()
 
 
 def _chunks(truth, predicted):
-    """Pairs of dense float64 arrays, at most CHUNK cells at a time."""
+    """Dense float64 arrays of at most CHUNK cells, and which entries count; the others are 0."""
     for start in range(0, truth.shape[0], CHUNK):
         t, p = truth[start : start + CHUNK], predicted[start : start + CHUNK]
-        yield np.asarray(t.toarray() if sparse.issparse(t) else t, float), np.asarray(p, float)
+        t = np.asarray(t.toarray() if sparse.issparse(t) else t, float)
+        p, missing = np.asarray(p, float), np.isnan(t)
+        if missing.any():
+            yield np.where(missing, 0, t), np.where(missing, 0, p), ~missing
+        else:
+            yield t, p, True

@@ -1,40 +1,40 @@
-"""What the user holds: fit on a split, then predict, translate, embed, route, save, load."""
+"""What the user holds: a blend of experts and a linear ensemble; fit, predict, translate, save."""
 
 from __future__ import annotations
 
-import copy
-import hashlib
 import json
 import os
 import shutil
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import anndata as ad
 import mudata as md
 import numpy as np
 import pandas as pd
-import scipy.sparse as sp
 import torch
 from safetensors.torch import load_file, save_file
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax
 
 from scmoe import paper
+from scmoe.baselines.linear import Linear
 from scmoe.config import Config, Task
-from scmoe.data import DataError, Split, Transform
-from scmoe.fit import EVAL_BATCH, calibrate, fit
-from scmoe.nn.cells import Cells
-from scmoe.nn.linear import LinearPath, fit_linear_path
-from scmoe.nn.network import Network
+from scmoe.data import Split, Transform
+from scmoe.method import Components
+from scmoe.networks import Experts, Features, below
+from scmoe.parts import Known, OutOfFold, Part
 
-FORMAT = 2  # of a saved model
+FORMAT = 3  # of a saved model
+PRIOR_CELLS = 20.0  # how many cells speak for equal weights of both parts
 
 
-class ScMoE:
+class ScMoE(Part):
     """Sparse mixture of experts for several modalities of the same cells.
 
     Identifies groups from any subset of the modalities seen in training and translates between
-    modalities without ever reading the target.
+    modalities without ever reading the target. A blend of two parts: ``experts``, an ensemble of
+    networks, and ``linear``, an ensemble of linear and kernel methods. What each is worth in each
+    task is one weight, fitted to training cells that the parts had held out.
 
     Parameters
     ----------
@@ -42,24 +42,30 @@ class ScMoE:
         ``supervised`` learns the labels of ``split.label_key``; ``unsupervised`` sees no label at
         all and finds as many groups as the split has (their number is given, nothing else).
     config
-        ``None`` for the strict recipe, or :func:`scmoe.preset`.
+        ``None`` for the strict recipe, or :func:`scmoe.preset`. The ``paper`` presets are the
+        published network alone, without a linear part.
     seed
         Drives initialisation, order, noise and dropout.
 
     Attributes
     ----------
-    history_ : DataFrame, one row an epoch.
+    experts, linear : the two parts, each a method with this same interface (``linear`` is None in
+        the ``paper`` protocol); routing and ``history_`` are those of ``experts``.
+    weights_ : DataFrame, what each part counts for: task, target, source, part, weight.
     groups_, modalities_, label_key_, transform_, info_ : what it was fitted to.
     """
 
     method = "scMoE"
 
     def __init__(self, task: Task = "supervised", config: Config | None = None, seed: int = 0):
-        if task not in ("supervised", "unsupervised"):
-            raise ValueError(f"task={task!r} must be 'supervised' or 'unsupervised'.")
-        self.task, self.config, self.seed = task, config or Config(), seed
-
-    # --- training ---
+        self.experts = Experts(task, config, seed)
+        super().__init__(None, seed)
+        self.task, self.config = task, self.experts.config
+        self.linear = None
+        if self.experts.published:
+            self.method = self.experts.method
+        else:
+            self.linear = Linear(task=task, seed=seed)
 
     def fit(
         self,
@@ -68,7 +74,7 @@ class ScMoE:
         progress: bool = True,
         checkpoint: str | Path | None = None,
     ) -> ScMoE:
-        """Train on ``split.train``, choose on ``split.val``; ``split.test`` is not touched.
+        """Learn from ``split.train`` and ``split.val``; ``split.test`` is not touched.
 
         Parameters
         ----------
@@ -86,230 +92,89 @@ class ScMoE:
         scmoe.data.DataError
             If the data cannot be used; before any training.
         """
-        device = _device(device)
-        supervised = self.task == "supervised"
-        schedule = self.config.train
-        if schedule.own_scaling:
-            self.transform_ = paper.transform(split, schedule.hold_out)
+        known = self.experts._prepare(split)
+        self._share(self.experts)
+        watch = None
+        if self.config.train.test_chooses_epoch:
+            watch = paper.test_ari(self.experts, split, device)
+        held_out = self.experts._fit(known, device, progress, checkpoint, watch)
+        if self.linear is None:
+            weight = {task: 1.0 for task in [None, *self.pairs]}
         else:
-            self.transform_ = Transform().fit(split.train)
-        self.modalities_ = list(split.modalities)
-        self.label_key_ = split.label_key
-        known = [str(g) for g in split.groups]
-        self.groups_ = known if supervised else [str(i) for i in range(len(known))]
-        self.info_ = dict(
-            dataset=split.name,
-            data_source=split.data_source,
-            protocol="paper" if self.config.train.target_visible else "strict",
-            fold=split.fold,
-            seed=self.seed,
-        )
-        train, val = (self._measured(part) for part in (split.train, split.val))
-        both = [_stack(*parts) for parts in zip(train, val, strict=True)]
-        run = partial(self._train, device=device, progress=progress, checkpoint=checkpoint)
-        watch = paper.test_ari(self, split, device) if schedule.test_chooses_epoch else None
-        if not schedule.hold_out:
-            self.network_, self.history_, self.test_chosen_ = run(
-                "fit", both, None, schedule, watch
-            )
-            return self
-        refit = schedule.refit and len(split.val) > 0
-        # clusters have no say in choosing the epoch, and the refit finds its own
-        needed = supervised or watch is not None or not refit
-        self.network_, self.history_, self.test_chosen_ = run(
-            "choose", train, val, schedule, watch, groups=needed
-        )
-        calibrate(self.network_, Cells(*val, device), supervised)
-        if refit:
-            chosen = self.network_
-            best = int(self.history_["epoch"][self.history_["val_loss"].argmin()])
-            schedule = replace(schedule, epochs=best, patience=None)
-            self.network_, _, _ = run("refit", both, None, schedule)
-            self.network_.group_scale.copy_(chosen.group_scale)
-            self.network_.pair_scale.copy_(chosen.pair_scale)
+            self.experts._finish(known, held_out)
+            self.linear._share(self.experts)
+            other = self.linear._fit(known, device, progress, None)
+            self.linear._finish(known, other)
+            weight = {None: _group_weight(known, held_out.groups, other.groups)}
+            for pair in self.pairs:
+                weight[pair] = self._pair_weight(known, pair, held_out, other)
+                mixed = weight[pair] * held_out.pairs[pair]
+                held_out.pairs[pair] = mixed + (1 - weight[pair]) * other.pairs[pair]
+            self._finish(known, held_out)
+        self.weights_ = self._tidy(weight)
         return self
 
-    def _measured(self, mdata: md.MuData):
-        """Matrices, which cells have which modality, and labels (None when not to be seen)."""
-        labels = self._numbers(mdata) if self.task == "supervised" else None
-        return *self._matrices(self.transform_.transform(mdata)), labels
+    def _pair_weight(self, known: Known, pair, ours: OutOfFold, other: OutOfFold) -> float:
+        """Weight of the experts in one translation, by least squares, drawn towards a half."""
+        target, source = (self.modalities_.index(name) for name in pair)
+        rows = known.both(target, source) & known.held_out
+        base = other.pairs[pair][rows]
+        apart = ours.pairs[pair][rows] - base
+        left = known.target(pair[0], rows) - base
+        norm = np.square(apart).sum(1)
+        prior = PRIOR_CELLS * norm.mean() if rows.any() else 1.0
+        return float(np.clip(
+            ((apart * left).sum() + prior / 2) / max(norm.sum() + prior, 1e-12), 0, 1
+        ))  # fmt: skip
 
-    def _train(
-        self, stage, cells, val, schedule, watch=None, groups=True, *, device, progress, checkpoint
-    ):
-        """One network on ``cells``, stopped on ``val`` (None: after all epochs).
+    def _tidy(self, weight: dict) -> pd.DataFrame:
+        rows = []
+        for pair, ours in weight.items():
+            task, target, source = (self.task, "", "") if pair is None else ("translation", *pair)
+            rows.append((task, target, source, "experts", ours))
+            if self.linear is not None:
+                rows.append((task, target, source, "linear", 1 - ours))
+        return pd.DataFrame(rows, columns=["task", "target", "source", "part", "weight"])
 
-        Without ``groups``, none are learned: no cluster is looked for.
-        Returns the network, its history and the watched weights; see :func:`scmoe.fit.fit`.
-        """
-        x, present, labels = cells
-        linear, crossfit = None, None
-        if self.config.model.linear_path:
-            n_groups = len(self.groups_) if groups else 0
-            linear, crossfit = fit_linear_path(x, present, labels, n_groups, seed=self.seed)
-            crossfit = crossfit.to(device)
-        network = self._network([m.shape[1] for m in x], linear).to(device)
-        history, watched = fit(
-            network,
-            Cells(x, present, labels, device),
-            None if val is None else Cells(*val, device),
-            schedule,
-            supervised=self.task == "supervised",
-            modalities=self.modalities_,
-            seed=self.seed,
-            crossfit=crossfit,
-            input_noise=self._input_noise(x),
-            watch=watch,
-            progress=progress,
-            checkpoint=None if checkpoint is None else Path(checkpoint) / stage,
-            fingerprint=_fingerprint(self.config, self.task, x, labels),
+    def weight(self, target: str = "", source: str = "") -> float:
+        """What the experts count for in one translation, or (without names) in groups."""
+        table = self.weights_
+        row = (
+            (table["target"] == target) & (table["source"] == source) & (table["part"] == "experts")
         )
-        return network, history, watched
-
-    def _numbers(self, mdata: md.MuData) -> np.ndarray:
-        """Group numbers ``(N,)``; -1 for a label that training did not have."""
-        return pd.Index(self.groups_).get_indexer(mdata.obs[self.label_key_].astype(str))
-
-    def _network(self, n_features: list[int], linear: LinearPath | None) -> Network:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
-            return Network(self.config.model, n_features, len(self.groups_), linear)
-
-    def _input_noise(self, x) -> list[float] | None:
-        """Standard deviation of each modality's noise: its setting times its overall variance."""
-        scales = self.config.train.input_noise
-        if not scales:
-            return None
-        named = zip(self.modalities_, x, strict=True)
-        return [scales[m] * float(np.var(v)) if m in scales else 0.0 for m, v in named]
+        return float(table.loc[row, "weight"].iloc[0])
 
     # --- what it gives ---
 
-    def predict(self, mdata: md.MuData) -> pd.DataFrame:
-        """Group of every cell, from whichever of the trained modalities ``mdata`` has.
+    def _components_of(self, matrices: dict, has: dict) -> dict:
+        return self.experts._components_of(matrices, has)
 
-        Returns
-        -------
-        DataFrame by cell name: column ``group`` and a probability per group.
-        """
-        cells = self.tensors(mdata)
-        logits = self._run(lambda b: self.network_.predict_groups(b.x, b.present), cells)
-        probabilities = torch.as_tensor(logits).double().softmax(1).numpy()
-        table = pd.DataFrame(probabilities, index=mdata.obs_names, columns=self.groups_)
-        table.insert(0, "group", np.array(self.groups_)[probabilities.argmax(1)])
-        return table
+    def _log_probabilities(self, scores, present) -> np.ndarray:
+        ours = self.experts._log_probabilities(scores, present)
+        if self.linear is None:
+            return ours
+        w = self.weight()
+        return w * ours + (1 - w) * self.linear._log_probabilities(scores, present)
 
-    def translate(
-        self,
-        mdata: md.MuData,
-        target: str,
-        source: str | list[str],
-        units: str = "measured",
-        out: np.ndarray | None = None,
-    ) -> np.ndarray:
-        """Predict modality ``target`` from ``source``; the target is never read.
-
-        Parameters
-        ----------
-        target
-            A modality seen in training; ``mdata`` need not have it.
-        source
-            One modality, or several.
-        units
-            ``measured`` for the units the data came in, all features; ``scaled`` for the space that
-            :meth:`transform` gives.
-        out
-            Array ``(n_cells, n_features)`` to write into, for instance a memory map.
-
-        Returns
-        -------
-        Array ``(n_cells, n_features)``; rows of cells without any source modality are NaN.
-        """
-        sources = [source] if isinstance(source, str) else list(source)
-        self._check_modalities([target, *sources])
-        if target in sources:
-            raise ValueError(
-                f"target {target!r} is also a source; a translation must not read its target."
-            )
-        if units not in ("measured", "scaled"):
-            raise ValueError(f"units={units!r} must be 'measured' or 'scaled'.")
-        cells = self.tensors(mdata, sources)
-        index = self.modalities_.index(target)
-
-        def run(batch):
-            values = self.network_.translate(batch.x, batch.present, index)
-            values = (
-                torch.where(batch.present.any(1, keepdim=True), values, torch.nan).cpu().numpy()
-            )
-            return values if units == "scaled" else self.transform_.inverse(values, target)
-
-        return self._run(run, cells, out)
-
-    def transform(self, mdata: md.MuData) -> md.MuData:
-        """``mdata`` as the network sees it: filtered, scaled, features named."""
-        return self.transform_.transform(mdata)
+    def _pair(self, scores: np.ndarray, target: str, source: str) -> np.ndarray:
+        ours = self.experts._pair(scores, target, source)
+        if self.linear is None:
+            return ours
+        w = self.weight(target, source)
+        return w * ours + (1 - w) * self.linear._pair(scores, target, source)
 
     def get_latent_representation(self, mdata: md.MuData) -> np.ndarray:
-        """Latent of every cell ``(n_cells, d)``, for ``obsm["X_scmoe"]``.
-
-        The mean of the modalities' latents, beside the leading principal components of every
-        modality where there is a linear path.
-        """
-
-        def run(b):
-            parts = [self.network_.encode(b.x, b.present).fused]
-            if (linear := self.network_.linear) is not None:
-                parts.append(linear.embedding(b.x, b.present))
-            return torch.cat(parts, 1)
-
-        return self._run(run, self.tensors(mdata))
+        """Latent of every cell ``(n_cells, d)`` by the experts, for ``obsm["X_scmoe"]``."""
+        return self.experts.get_latent_representation(mdata)
 
     def get_routing(self, mdata: md.MuData) -> ad.AnnData:
-        """Which experts every token of every cell went to.
+        """Which experts every token of every cell went to; see :meth:`Experts.get_routing`."""
+        return self.experts.get_routing(mdata)
 
-        Returns
-        -------
-        AnnData, cells x (layer, modality, patch, expert): gate weights in ``X`` (0 where the expert
-        was not chosen), router probabilities over all experts in ``layers["probability"]``.
-        """
-        cells = self.tensors(mdata)
-        n_experts, layers = self.config.model.n_experts, []
-        for number in range(self.config.model.n_layers):
-
-            def run(b, number=number):
-                encoded = self.network_.encode(b.x, b.present)
-                routing = encoded.routing[number]
-                gates = torch.zeros_like(routing.probs).scatter(
-                    -1, routing.experts, routing.weights
-                )
-                both = (
-                    torch.stack([gates, routing.probs], 1) * encoded.present[:, None, :, None, None]
-                )
-                return both.flatten(2)  # (B, 2, M*P*E)
-
-            layers.append(self._run(run, cells))
-        gates, probs = (np.concatenate([v[:, i] for v in layers], 1) for i in (0, 1))
-        patches = range(self.network_.n_patches)
-        names = ("layer", "modality", "patch", "expert")
-        values = range(len(layers)), self.modalities_, patches, range(n_experts)
-        var = pd.MultiIndex.from_product(values, names=names).to_frame(index=False)
-        var.index = [
-            f"{m} p{p} e{e}" + (f" l{n}" if len(layers) > 1 else "") for n, m, p, e in var.values
-        ]
-        adata = ad.AnnData(gates, obs=mdata.obs.copy(), var=var)
-        adata.layers["probability"] = probs
-        return adata
-
-    def without_experts(self) -> ScMoE:
-        """The same model with the network switched off: the linear path alone."""
-        if self.network_.linear is None:
-            raise ValueError("This model has no linear path (config.model.linear_path is False).")
-        model = copy.copy(self)
-        model.network_ = copy.deepcopy(self.network_)
-        model.network_.group_scale.zero_()
-        model.network_.pair_scale.zero_()
-        model.method = f"{self.method} linear path"
-        return model
+    @property
+    def history_(self) -> pd.DataFrame:
+        """The experts' training, one row an epoch."""
+        return self.experts.history_
 
     # --- files ---
 
@@ -324,13 +189,28 @@ class ScMoE:
         path = Path(path)
         if path.exists() and not overwrite:
             raise FileExistsError(f"{path} exists; choose another path or pass overwrite=True.")
-        settings, arrays = self.transform_.state()
-        tensors = {
-            f"network.{k}": v.cpu().contiguous() for k, v in self.network_.state_dict().items()
-        }
-        tensors |= {f"test_chosen.{k}": v.cpu() for k, v in (self.test_chosen_ or {}).items()}
-        tensors |= {f"transform.{k}": torch.as_tensor(v) for k, v in arrays.items()}
-        linear = self.network_.linear
+        transform, arrays = self.transform_.state()
+        tensors = {f"transform.{k}": torch.as_tensor(v) for k, v in arrays.items()}
+        experts, ours = self.experts.state()
+        tensors |= {f"experts.{k}": v.detach().cpu().contiguous() for k, v in ours.items()}
+        linear = None
+        if self.linear is not None:
+            linear, theirs = self.linear.state()
+            tensors |= {f"linear.{k}": torch.as_tensor(v) for k, v in theirs.items()}
+        components = {}
+        for i, (name, part) in enumerate(self.components_.items()):
+            components[name] = {"n": part.n}
+            if isinstance(part, Components):
+                components[name] |= {"scale": part.scale, "variance": part.variance}
+                tensors[f"components.{i}.mean"] = torch.as_tensor(part.mean)
+                tensors[f"components.{i}.axes"] = torch.as_tensor(np.ascontiguousarray(part.axes))
+        fusion = {}
+        for part in self._parts():
+            name = type(part).__name__
+            tensors[f"stack.{name}.gram"] = torch.as_tensor(part.gram_)
+            tensors[f"stack.{name}.cross"] = torch.as_tensor(part.cross_)
+            if part is not self:
+                fusion[name] = [[list(s), list(map(float, w))] for s, w in part.fusion_.items()]
         note = dict(
             format=FORMAT,
             task=self.task,
@@ -340,10 +220,13 @@ class ScMoE:
             modalities=self.modalities_,
             label_key=self.label_key_,
             info=self.info_,
-            n_features=self.network_.n_features,
-            linear=None if linear is None else linear.sizes(),
-            transform=settings,
-            history=json.loads(self.history_.to_json(orient="records", double_precision=15)),
+            rare=list(map(float, self.rare_)),
+            weights=self.weights_.to_dict("records"),
+            transform=transform,
+            components=components,
+            fusion=fusion,
+            experts=experts,
+            linear=linear,
         )
         partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
         partial.mkdir(parents=True)
@@ -355,6 +238,10 @@ class ScMoE:
             partial.rename(path)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
+
+    def _parts(self) -> list[Part]:
+        """Itself and its parts, as far as they weigh sources."""
+        return [part for part in (self, self.experts, self.linear) if hasattr(part, "gram_")]
 
     @classmethod
     def load(cls, path: str | Path, device: str = "auto") -> ScMoE:
@@ -376,115 +263,37 @@ class ScMoE:
         tensors = load_file(path / "model.safetensors")
         model = cls(note["task"], Config.from_dict(note["config"]), note["seed"])
         model.groups_, model.modalities_ = note["groups"], note["modalities"]
-        model.label_key_, model.info_ = note["label_key"], note["info"]
-        arrays = {k: v.numpy() for k, v in _below(tensors, "transform.").items()}
+        model.label_key_, model.info_, model.seed_ = note["label_key"], note["info"], note["seed"]
+        arrays = {k: v.numpy() for k, v in below(tensors, "transform.").items()}
         model.transform_ = Transform.from_state(note["transform"], arrays)
-        linear = None if note["linear"] is None else LinearPath(**note["linear"])
-        model.network_ = model._network(note["n_features"], linear)
-        model.network_.load_state_dict(_below(tensors, "network."))
-        model.network_.to(_device(device)).eval()
-        model.test_chosen_ = _below(tensors, "test_chosen.") or None
-        model.history_ = pd.DataFrame(note["history"])
+        model.rare_, model.weights_ = np.array(note["rare"]), pd.DataFrame(note["weights"])
+        model.components_ = {}
+        for i, (name, its) in enumerate(note["components"].items()):
+            maps = {k: v.numpy() for k, v in below(tensors, f"components.{i}.").items()}
+            sizes = {k: v for k, v in its.items() if k != "n"}
+            model.components_[name] = Components(**maps, **sizes) if maps else Features(its["n"])
+        model.experts._share(model)
+        model.experts.restore(note["experts"], below(tensors, "experts."), device)
+        if model.linear is not None:
+            model.linear._share(model)
+            model.linear.restore(
+                note["linear"], {k: v.numpy() for k, v in below(tensors, "linear.").items()}
+            )
+        for part in (model, model.experts, model.linear):
+            if stack := below(tensors, f"stack.{type(part).__name__}."):
+                part.gram_, part.cross_ = stack["gram"].numpy(), stack["cross"].numpy()
+            if weights := note["fusion"].get(type(part).__name__):
+                part.fusion_ = {tuple(subset): np.array(w) for subset, w in weights}
         return model
 
-    # --- tensors ---
 
-    def tensors(self, mdata: md.MuData, modalities: list[str] | None = None) -> Cells:
-        """Measured cells as the network's input; only ``modalities`` are read (default: all)."""
-        if not hasattr(self, "network_"):
-            raise RuntimeError(
-                "This model is not fitted; call fit(split) or ScMoE.load(path) first."
-            )
-        wanted = modalities or [m for m in self.modalities_ if m in mdata.mod]
-        self._check_modalities(wanted)
-        if missing := [m for m in wanted if m not in mdata.mod]:
-            raise DataError(
-                f"modality {missing[0]!r} is not in this MuData (it has {', '.join(mdata.mod)})."
-            )
-        if not wanted:
-            raise DataError(
-                f"None of the modalities seen in training ({', '.join(self.modalities_)}) is in "
-                f"this MuData (it has {', '.join(mdata.mod)})."
-            )
-        x, present = self._matrices(self.transform_.transform(mdata, wanted), mdata.obs_names)
-        return Cells(x, present, device=self.network_.position.device)
+def _group_weight(known: Known, ours: np.ndarray, other: np.ndarray) -> float:
+    """Weight of the experts' log-probabilities with the least log-loss, drawn towards a half."""
+    rows = np.flatnonzero((known.labels >= 0) & known.held_out)
+    ours, other, labels = ours[rows], other[rows], known.labels[rows]
 
-    def _check_modalities(self, names: list[str]) -> None:
-        if unknown := [m for m in names if m not in self.modalities_]:
-            raise DataError(
-                f"modality {unknown[0]!r} was not seen in training; known: "
-                f"{', '.join(self.modalities_)}."
-            )
+    def loss(w):
+        logs = log_softmax(w * ours + (1 - w) * other, 1)
+        return PRIOR_CELLS * (w - 0.5) ** 2 - logs[np.arange(len(rows)), labels].sum()
 
-    def _matrices(self, mdata: md.MuData, cells: pd.Index | None = None):
-        """Per modality ``(N, F_m)`` over all cells, and which cells have it ``(N, M)``."""
-        cells = mdata.obs_names if cells is None else cells
-        present = np.zeros((len(cells), len(self.modalities_)), dtype=bool)
-        matrices: list = [None] * len(self.modalities_)
-        for i, name in enumerate(self.modalities_):
-            if name not in mdata.mod:
-                continue
-            part = mdata.mod[name]
-            row = cells.get_indexer(part.obs_names)
-            present[row, i] = True
-            if len(row) == len(cells) and (row == np.arange(len(cells))).all():
-                matrices[i] = part.X
-            elif sp.issparse(part.X):
-                place = sp.csr_matrix((np.ones(len(row), np.float32), (row, np.arange(len(row)))),
-                                      (len(cells), len(row)))  # fmt: skip
-                matrices[i] = place @ part.X
-            else:
-                matrices[i] = np.zeros((len(cells), part.n_vars), np.float32)
-                matrices[i][row] = part.X
-        return matrices, present
-
-    @torch.no_grad()
-    def _run(self, function, cells: Cells, out: np.ndarray | None = None) -> np.ndarray:
-        """``function`` of every batch, rows stacked in the order of the cells."""
-        self.network_.eval()
-        start = 0
-        for batch in cells.batches(EVAL_BATCH):
-            values = function(batch)
-            values = values.cpu().numpy() if isinstance(values, torch.Tensor) else values
-            if out is None:
-                out = np.empty((len(cells), *values.shape[1:]), dtype=values.dtype)
-            out[start : start + len(values)] = values
-            start += len(values)
-        return out
-
-
-def _below(tensors: dict, prefix: str) -> dict:
-    """Tensors whose name starts with ``prefix``, without it."""
-    return {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
-
-
-def _stack(first, second):
-    """Training cells above validation cells: matrices, masks or labels."""
-    if isinstance(first, list):
-        return [_stack(a, b) for a, b in zip(first, second, strict=True)]
-    if first is None:
-        return None
-    stack = sp.vstack if sp.issparse(first) else np.concatenate
-    return stack([first, second], **({"format": "csr"} if sp.issparse(first) else {}))
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(
-            f"device={name!r} was asked for, but torch sees no CUDA device; use 'auto' or 'cpu'."
-        )
-    return device
-
-
-def _fingerprint(config: Config, task: str, matrices: list, labels: np.ndarray | None) -> str:
-    """Short name of what a checkpoint belongs to: architecture, task and training cells."""
-    digest = hashlib.sha256(json.dumps([config.to_dict(), task]).encode())
-    for matrix in matrices:
-        values = matrix.data if sp.issparse(matrix) else matrix
-        digest.update(np.ascontiguousarray(values))
-    if labels is not None:
-        digest.update(np.ascontiguousarray(labels))
-    return digest.hexdigest()[:16]
+    return float(minimize_scalar(loss, bounds=(0, 1), method="bounded").x)

@@ -21,6 +21,7 @@ from scmoe import metrics
 from scmoe.data import Split, Transform
 from scmoe.data.cells import make_mudata
 from scmoe.data.kinds import AS_IS
+from scmoe.method import stack
 from scmoe.nn.cells import Cells
 
 Reading = Literal["joint", "alone", "target zeroed", "others zeroed"]
@@ -37,7 +38,7 @@ def score(model, split) -> pd.DataFrame:
     """
     name = f"{model.method}, scored as published"
     tables = [score_once(model, split, name)]
-    if model.test_chosen_ is not None:
+    if model.experts.test_chosen_ is not None:
         chosen = f"{name}, epoch chosen on test cells"
         tables.append(score_once(model, split, chosen, test_chosen=True))
     return pd.concat(tables, ignore_index=True)
@@ -64,7 +65,7 @@ def score_once(
         zeros in place of i, or of all but j. Default: ``joint`` or ``alone``, by
         ``target_visible``.
     """
-    config = replace(model.config.train, **switches)
+    config, model = replace(model.config.train, **switches), model.experts
     network = model.network_
     if test_chosen:
         network = copy.deepcopy(network)
@@ -79,10 +80,10 @@ def score_once(
     pairs = list(permutations(range(len(model.modalities_)), 2))
     pairs = [(i, j) for i, j in pairs if i < j or not config.r2_upper_pairs_only]
     reading = reading or ("joint" if config.target_visible else "alone")
-    every = cells.batch(torch.arange(len(cells))).x
+    every = cells.batch(torch.arange(len(cells))[None]).x
     for (i, j), predicted in _decoded(network, cells, pairs, reading).items():
         names = model.modalities_[i], model.modalities_[j]
-        values = metrics.translation_metrics(every[i].cpu().numpy(), predicted)
+        values = metrics.translation_metrics(every[i][0].cpu().numpy(), predicted)
         rows += [("translation", name, *names, value) for name, value in values.items()]
     columns = ["task", "metric", "target_modality", "source_modality", "value"]
     table = pd.DataFrame(rows, columns=columns)
@@ -104,7 +105,10 @@ def transform(split: Split, hold_out: bool = False) -> Transform:
 
 
 def test_ari(model, split, device):
-    """Give a function of the network: ARI of its groups on the cells that the reference scores."""
+    """Give a function of the network: ARI of its groups on the cells that the reference scores.
+
+    ``model`` is an unfitted :class:`scmoe.networks.Experts` that has seen the split's transform.
+    """
     cells, truth = _cells(model, split, model.config.train, device)
 
     def ari(network) -> float:
@@ -119,9 +123,8 @@ test_ari.__test__ = False  # a name that pytest would otherwise collect
 def _cells(model, split, config, device) -> tuple[Cells, np.ndarray]:
     """Input of the cells that are scored, and their groups."""
     parts = [split.train, split.val] if config.score_training_cells else []
-    prepared = [model._matrices(model.transform_.transform(p)) for p in [*parts, split.test]]
-    stack = lambda x: sp.vstack(x, format="csr") if sp.issparse(x[0]) else np.concatenate(x)  # noqa: E731
-    matrices = [stack(list(x)) for x in zip(*(x for x, _ in prepared), strict=True)]
+    prepared = [model._scores(p) for p in [*parts, split.test]]
+    matrices = [stack([scores[m] for scores, _ in prepared]) for m in model.modalities_]
     present = np.concatenate([p for _, p in prepared])
     if config.own_scaling:
         matrices = [_own_scaling(x) for x in matrices]
@@ -140,7 +143,7 @@ def _own_scaling(x):
 @torch.no_grad()
 def _groups(model, network, cells: Cells) -> np.ndarray:
     network.eval()
-    logits = [network.group_logits(network.encode(b.x, b.present)) for b in cells.batches(512)]
+    logits = [network.group_logits(network.encode(b.x, b.present))[0] for b in cells.batches(512)]
     return np.array(model.groups_)[torch.cat(logits).argmax(1).cpu()]
 
 
@@ -160,5 +163,5 @@ def _decoded(network, cells: Cells, pairs, reading: Reading) -> dict[tuple[int, 
                 key, x, view = j, [*blank[:j], b.x[j], *blank[j + 1 :]], "joint"
             if key not in read:
                 read[key] = network.encode(x, b.present, view)
-            values[i, j].append(network.decode(read[key], i)[:, j].cpu().numpy())
+            values[i, j].append(network.decode(read[key], i)[0, :, j].cpu().numpy())
     return {pair: np.concatenate(parts) for pair, parts in values.items()}

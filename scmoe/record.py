@@ -36,6 +36,11 @@ TRAINS = [
     "config.py",
     "fit.py",
     "step.py",
+    "method.py",
+    "parts.py",
+    "clusters.py",
+    "networks.py",
+    "baselines/linear.py",
     "model.py",
 ]  # the sources that decide a trained model
 SIMULATION = {

@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # importing shap takes seconds
 
 SOURCES = {  # data source: (what figures and tables are marked with, what the banner says)
     "zenodo": ("", "the published files"),
+    "published": ("", "the published files, by their checksums"),
     "local": ("", "data files found on this machine, not compared with the published ones"),
     "excerpt": ("excerpt of the data", "<strong>an excerpt</strong> of the published data"),
     "simulated": ("simulated cells", "<strong>simulated cells</strong>, whose truth is known"),
@@ -38,7 +39,7 @@ NAMES = {
     "ari": "ARI", "nmi": "NMI", "ece": "calibration error", "r2": "R²", "r2_median": "median R²",
     "pearson": "correlation", "auroc": "AUROC", "auprc": "AUPRC",
 }  # fmt: skip
-LINEAR, PUBLISHED = "scMoE linear path", "scMoE, scored as published"  # rows beside ours
+LINEAR, PUBLISHED = "scMoE linear", "scMoE published, scored as published"  # rows beside ours
 ONE_MODALITY = "This run has one modality: there is nothing to translate."
 _mark = ""
 
@@ -175,7 +176,7 @@ def _about_groups(records: pd.DataFrame, n_cells: int) -> str:
         words += (
             f"; the best simple method, {others.idxmax()}, reaches {form(others.max())}{verdict}"
         )
-    for name, method in (("its own linear path", LINEAR), ("scored as published, it", PUBLISHED)):
+    for name, method in (("its linear part", LINEAR), ("scored as published, it", PUBLISHED)):
         if method in values:
             words += f"; {name} reaches {form(values[method])}"
     return words
@@ -211,7 +212,7 @@ def _about_translation(records: pd.DataFrame) -> str:
         gain = r2["scMoE"] - r2[LINEAR]
         adds = f"add {gain:.3f}" if gain > 0 else f"cost {-gain:.3f}"
         words += f"; the experts {adds if abs(gain) >= 0.0005 else 'add nothing'}"
-        words += " to the linear path alone"
+        words += " to the linear part alone"
     if r2["scMoE"] < 0:
         words += "; below zero, the mean of the training cells is the better guess"
     return words

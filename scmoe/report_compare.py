@@ -21,7 +21,7 @@ RIVALS = {
     "elsewhere": "simple method chosen on other folds",
     "fixed": "one simple method a task",
     "peer": "best peer, with hindsight",
-    "linear": "linear path alone",
+    "linear": "its linear part alone",
     "wide": "one dense expert of equal parameters",
     "narrow": "one dense expert of equal arithmetic",
 }
@@ -126,7 +126,7 @@ def takeaway(found: Found) -> Markdown:
             f"{best['above']}."
         )
     if total["linear"]["entries"]:
-        added = f"Over its own linear path, its experts add {_interval(total['linear'])}"
+        added = f"Over its linear part, its experts add {_interval(total['linear'])}"
         if total["wide"]["entries"]:
             added += f"; over one dense expert of as many parameters, {_interval(total['wide'])}"
         lines.append(f"{added}.")
@@ -242,7 +242,7 @@ def record(found: Found) -> HTML:
 
     R² is the mean over ordered pairs. The best of a kind is the best in that entry.
     """
-    columns = {"scMoE": ["ours", contest.OURS], "linear path": ["ours", contest.LINEAR],
+    columns = {"scMoE": ["ours", contest.OURS], "linear part": ["ours", contest.LINEAR],
                "best simple": ["simple", None], "best peer": ["peer", None],
                "coordinates alone": ["location", None]}  # fmt: skip
     place = ["set", "task", "metric"]

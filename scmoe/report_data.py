@@ -18,7 +18,8 @@ from scmoe.data.split import held_out
 from scmoe.metrics import evaluate
 from scmoe.record import Run
 
-NAMES = {"dyngen": "Dyngen", "dbitseq": "DBiT-seq", "patchseq": "Patch-seq", "atacseq": "ATAC"}
+NAMES = {"dyngen": "Dyngen", "dbitseq": "DBiT-seq", "patchseq": "Patch-seq", "atacseq": "ATAC",
+         "mop": "Mop"}  # fmt: skip
 NICHES = {"published": "published niche", "train": "niche of training pixels"}
 FOLDS = {0: "pixels at random", "block-0": "block 0", "block-1": "block 1"}
 PARTS = {"training, validation": "#BBBBBB", "test": "#EE8866"}
@@ -63,7 +64,7 @@ def overview(sets: dict[str, Split]) -> HTML:
             "folds": len(known.folds),
         }
     report.mark(None)  # it has one for each row
-    return report.table(pd.DataFrame.from_dict(rows, orient="index"), "The four data sets")
+    return report.table(pd.DataFrame.from_dict(rows, orient="index"), "The data sets")
 
 
 def values(split: Split) -> HTML:
@@ -210,7 +211,7 @@ def takeaway(records: pd.DataFrame, sets: dict[str, Split]) -> Markdown:
     real = [n for n, s in sets.items() if s.data_source in ("zenodo", "local", "excerpt")]
     simulated = [NAMES[name] for name in sets if name not in real]
     cut = [NAMES[name] for name in real if sets[name].data_source == "excerpt"]
-    said = f"Of the four sets, {len(real)} are measured cells here"
+    said = f"Of the five sets, {len(real)} are measured cells here"
     said += f" ({', '.join(cut)}: an excerpt)" if cut else ""
     if simulated:
         said += f"; {', '.join(simulated)} {'is' if len(simulated) == 1 else 'are'} simulated"

@@ -43,7 +43,7 @@ def cells_of(split: Split) -> pd.DataFrame:
 
 
 def compare(run: Run, model, split: Split) -> pd.DataFrame:
-    """Fit the simple methods, and score them, the model and its linear path on the test cells.
+    """Fit the simple methods, and score them, the model and its parts on the test cells.
 
     In the paper protocol the model is also scored as the published code scores its own.
 
@@ -57,10 +57,10 @@ def compare(run: Run, model, split: Split) -> pd.DataFrame:
 
 
 def score_ours(run: Run, model, split: Split) -> pd.DataFrame:
-    """Score a fitted model and its linear path alone, where it has one, on the test cells."""
-    linear = [model.without_experts()] if model.config.model.linear_path else []
+    """Score a fitted model, and its parts, where it has two, on the test cells."""
+    parts = [] if model.linear is None else [model.experts, model.linear]
     with run.clock("evaluate"):
-        tables = [evaluate(m, split.test, split.label_key) for m in [model, *linear]]
+        tables = [evaluate(m, split.test, split.label_key) for m in [model, *parts]]
         if run.protocol == "paper":
             tables.insert(1, paper.score(model, split))
     return pd.concat(tables, ignore_index=True).assign(protocol=run.protocol)
@@ -107,7 +107,9 @@ def translation_grids(records: pd.DataFrame, metric: str = "r2") -> dict[str, pd
 
 def losses(model) -> tuple[pd.DataFrame, int]:
     """Give a model's history as `plot.training_curves` takes it, and the epoch that was kept."""
-    history = model.history_.set_index("epoch").drop(columns="watched", errors="ignore")
+    history = model.history_.set_index("epoch").drop(
+        columns=["watched", "improved"], errors="ignore"
+    )
     history = history.dropna(axis=1, how="all")
     chosen = model.config.train.patience is not None and "val_loss" in history
     kept = history["val_loss"].idxmin() if chosen else history.index[-1]

@@ -8,12 +8,15 @@ import mudata as md
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import settings
 from scipy import sparse
 
 FOLDER = "UnitedNet_NatComm_data"
 MARKS = {"real_data", "real_patchseq", "real_dbitseq", "real_atacseq"}
 
 md.set_options(pull_on_update=False)
+settings.register_profile("same cases every time", derandomize=True)
+settings.load_profile("same cases every time")
 
 
 def pytest_collection_modifyitems(items):

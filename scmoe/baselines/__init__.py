@@ -1,12 +1,13 @@
 """Simple methods and other authors', behind the interface of :class:`scmoe.ScMoE`."""
 
-from scmoe.baselines.clustering import WNN, KMeans, Leiden
-from scmoe.baselines.linear import (
+from scmoe.baselines.classifiers import (
     CoordinateNeighbours,
     DiscriminantAnalysis,
     LinearEnsemble,
     LogisticRegression,
 )
+from scmoe.baselines.clustering import WNN, KMeans, Leiden
+from scmoe.baselines.linear import Linear
 from scmoe.baselines.regression import PLS, KernelRidge, ReducedRank, Ridge
 from scmoe.baselines.unitednet import UnitedNet
 
@@ -18,6 +19,7 @@ __all__ = [
     "KMeans",
     "KernelRidge",
     "Leiden",
+    "Linear",
     "LinearEnsemble",
     "LogisticRegression",
     "ReducedRank",

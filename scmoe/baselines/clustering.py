@@ -15,15 +15,16 @@ import pandas as pd
 from sklearn import cluster
 from sklearn.neighbors import NearestNeighbors, kneighbors_graph
 
-from scmoe.baselines.base import Baseline, Components, require
+from scmoe.baselines.components import UnitComponents
+from scmoe.clusters import communities
 from scmoe.data import Split
-from scmoe.nn.clusters import communities
+from scmoe.method import Method, require
 
 N_COMPONENTS = 20
 N_NEIGHBORS = 15
 
 
-class _Clusters(Baseline):
+class _Clusters(Method):
     """Components of every modality, each modality scaled to the same total variance, clustered."""
 
     task = "unsupervised"
@@ -33,7 +34,7 @@ class _Clusters(Baseline):
         self._start(split)
         matrices, present, _ = self._training_cells(split)
         self.components_ = {
-            m: Components(x[present[m]], N_COMPONENTS, self.seed_) for m, x in matrices.items()
+            m: UnitComponents(x[present[m]], N_COMPONENTS, self.seed_) for m, x in matrices.items()
         }
         self._cluster(self._blocks(matrices, present), present)
         return self

@@ -1,265 +1,242 @@
-"""Linear group identification: the modalities' principal components, one linear map, and fusion.
+"""scMoE linear: an ensemble of scikit-learn's linear and kernel methods, on components.
 
-Every choice (components, penalty, fusion) has the least log-loss on inner folds of the training
-and validation cells; then everything is fitted to all of those.
+Groups: logistic regression and shrunken discriminants, of each modality and of all side by side.
+Translations: ridge regression, and the same on a Gaussian kernel (Nyström), stacked. Every choice
+is made on folds held out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import product
-from typing import Literal
+import warnings
+from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
-from mudata import MuData
-from scipy.special import softmax
-from sklearn.neighbors import KNeighborsClassifier
+from scipy.optimize import nnls
+from scipy.special import log_softmax
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.kernel_approximation import Nystroem
+from sklearn.linear_model import LogisticRegression as Logistic
+from sklearn.linear_model import RidgeCV
+from sklearn.metrics.pairwise import euclidean_distances
+from threadpoolctl import threadpool_limits
 
-from scmoe.baselines.base import Baseline, Components, inner_folds
-from scmoe.data import DataError, Split
-from scmoe.nn.heads import (
-    BLOCK_WEIGHTS,
-    KINDS,
-    N_COMPONENTS,
-    TEMPERATURES,
-    TUNING_CELLS,
-    floored,
-    fusion_weights,
-    log_loss,
-)
+from scmoe.parts import Known, OutOfFold, Part, Subset
 
-
-@dataclass
-class Expert:
-    """One linear classifier: of which modalities' components, weighted how, with what settings."""
-
-    head: str
-    blocks: dict[str, tuple[int, float]]  # modality: (components, weight)
-    setting: float  # inverse penalty or shrinkage
-    temperature: float
-    loss: float
-    out_of_fold: np.ndarray  # (n_tuning_cells, n_groups) log-probabilities
-    weights: np.ndarray | None = None
-    bias: np.ndarray | None = None
-
-    def inputs(self, scores: dict[str, np.ndarray]) -> np.ndarray:
-        """Weighted components side by side; they are zero, the mean, where a cell lacks them."""
-        return np.hstack([weight * scores[m][:, :p] for m, (p, weight) in self.blocks.items()])
-
-    def log_probabilities(self, scores: dict[str, np.ndarray]) -> np.ndarray:
-        """`(n_cells, n_groups)`, none below the floor."""
-        return floored(self.temperature * (self.inputs(scores) @ self.weights + self.bias))
+HEAD_COMPONENTS = 100
+INVERSE_PENALTIES = (0.003, 0.01, 0.03, 0.1, 0.3)  # of scores with mean square 1
+SHRINKAGES = (0.05, 0.1, 0.2, 0.4, 0.7)
+PENALTIES = np.logspace(-1, 6, 11)  # of linear ridge
+KERNEL_PENALTIES = np.logspace(-4, 2, 9)  # a cell's kernel with itself is 1
+TUNING_CELLS = 2000  # a classifier's setting is chosen on as many
+KERNEL_COMPONENTS = (30, None)  # of one kernel, and of the other: all
+MAX_LANDMARKS = 500
+THREADED_CELLS = 3000
+NO_GROUP = -20.0  # logit, against the least one, of a group without a training cell
 
 
-class LinearGroups(Baseline):
-    """Group identification by linear maps of principal components.
+class Head(NamedTuple):
+    """One linear classifier of the components of some modalities, side by side."""
+
+    reads: Subset
+    weights: np.ndarray  # (p, C)
+    bias: np.ndarray  # (C,)
+
+
+class Linear(Part):
+    """Linear and kernel methods, one answer.
 
     Parameters
     ----------
-    fusion
-        ``late``: one classifier a modality (and head); their log-probabilities are summed with
-        non-negative weights. ``early``: one classifier of all components side by side, each
-        modality with a weight of its own.
-    modalities, seed
-        As for every baseline; one modality needs no fusion.
-
-    Attributes
-    ----------
-    experts_ : the classifiers, with the settings that were chosen.
-    choices : a table of those settings.
+    task, seed
+        As of :class:`scmoe.ScMoE`.
     """
 
-    heads: tuple[str, ...]
-    name: str
+    method = "scMoE linear"
 
-    def __init__(
-        self,
-        fusion: Literal["late", "early"] = "late",
-        modalities: Sequence[str] | None = None,
-        seed: int | None = None,
-    ):
-        super().__init__(modalities, seed)
-        if fusion not in ("late", "early"):
-            raise ValueError(f"fusion={fusion!r} must be 'late' or 'early'")
-        self.fusion = fusion
+    def __init__(self, task: str = "supervised", seed: int | None = None):
+        super().__init__(None, seed)
+        self.task = task
 
-    def fit(self, split: Split) -> LinearGroups:
-        """Fit to training and validation cells; `split.test` is not touched."""
-        self._start(split)
-        single = len(self.modalities_) == 1
-        self.method = f"{self.name} ({self.modalities_[0] if single else f'{self.fusion} fusion'})"
-        matrices, present, labels = self._training_cells(split)
-        self.components_ = {
-            m: Components(x[present[m]], max(N_COMPONENTS), self.seed_) for m, x in matrices.items()
+    def _fit(self, known: Known, device, progress, checkpoint) -> OutOfFold:
+        # with few cells, a second thread takes longer to start than to be useful
+        with threadpool_limits(1 if len(known.fold) < THREADED_CELLS else None):
+            return self._fit_all(known)
+
+    def _fit_all(self, known: Known) -> OutOfFold:
+        m = len(self.modalities_)
+        subsets = [(i,) for i in range(m)] + ([tuple(range(m))] if m > 1 else [])
+        self.heads_, views = [], []
+        for reads in subsets:
+            for make in (_logistics, _discriminants):
+                head, logs = self._head(known, reads, make)
+                self.heads_.append(head)
+                views.append(logs)
+
+        def of(rows, subset):
+            kept = (set(head.reads) <= set(subset) for head in self.heads_)
+            return [logs[rows] for logs, there in zip(views, kept, strict=True) if there]
+
+        self._fuse(known, of)
+        self.kernels_ = {
+            name: [self._kernel(z[known.present[:, i], :q]) for q in KERNEL_COMPONENTS]
+            for i, (name, z) in enumerate(known.scores.items())
         }
-        scores = self._scores(matrices, present)
-        tuning = np.sort(np.random.default_rng(self.seed_).permutation(len(labels))[:TUNING_CELLS])
-        search = _Search(
-            {m: z[tuning] for m, z in scores.items()},
-            {m: has[tuning] for m, has in present.items()},
-            labels[tuning],
-            len(self.groups_),
-            self.seed_,
-        )
-        singles = [search.single(m, head) for m, head in product(self.modalities_, self.heads)]
-        self.experts_ = singles
-        if self.fusion == "early" and not single:
-            self.experts_ = [search.early(singles, head) for head in self.heads]
-        # where data lack a modality of an early fusion, single modalities' classifiers step in
-        self._all_experts = list({id(e): e for e in [*self.experts_, *singles]}.values())
-        self._tuned, self._fused = (search.labels, search.present), {}
-        for expert in self._all_experts:
-            rows = _any_of(present, expert.blocks)
-            Z = expert.inputs(scores)[rows]
-            settings = KINDS[expert.head](Z, labels[rows], len(self.groups_))
-            expert.weights, expert.bias = next(wb for s, *wb in settings if s == expert.setting)
-        return self
+        self.maps_, held_out = {}, {}
+        for pair in self.pairs:
+            self.maps_[pair], held_out[pair] = self._regression(known, *pair)
+        return OutOfFold(self._by_pattern(known.present, of), held_out)
 
-    def _scores(self, matrices, present) -> dict[str, np.ndarray]:
-        return {m: self.components_[m](x) * present[m][:, None] for m, x in matrices.items()}
+    # --- groups ---
 
-    @property
-    def choices(self) -> pd.DataFrame:
-        """What the inner folds chose, one row per classifier."""
-        weights = self._fusion_weights(tuple(range(len(self.experts_))))
-        rows = [
-            {
-                "modalities": " + ".join(
-                    m if w == 1 else f"{w:g} {m}" for m, (_, w) in expert.blocks.items()
-                ),
-                "head": expert.head,
-                "components": " + ".join(str(p) for p, _ in expert.blocks.values()),
-                "setting": expert.setting,
-                "log_loss": expert.loss,
-                "fusion_weight": weight,
-            }
-            for expert, weight in zip(self.experts_, weights, strict=True)
-        ]
-        return pd.DataFrame(rows)
-
-    def predict(self, mdata: MuData) -> pd.DataFrame:
-        """Group of every cell, from whichever of the trained modalities `mdata` has.
-
-        Returns
-        -------
-        Table by cell name: column ``group`` and a probability per group.
-        """
-        matrices, present = self._matrices(mdata)
-        scores = self._scores(matrices, present)
-        usable = [i for i, e in enumerate(self._all_experts) if set(e.blocks) <= set(scores)]
-        usable = [i for i in usable if i < len(self.experts_)] or usable
-        total = np.zeros((mdata.n_obs, len(self.groups_)))
-        for i, weight in zip(usable, self._fusion_weights(tuple(usable)), strict=True):
-            has = _any_of(present, self._all_experts[i].blocks)
-            total += weight * has[:, None] * self._all_experts[i].log_probabilities(scores)
-        return self._group_table(softmax(total, 1), mdata.obs_names)
-
-    def _fusion_weights(self, experts: tuple[int, ...]) -> np.ndarray:
-        """Weights of these classifiers' log-probabilities with the least out-of-fold log-loss."""
-        if experts not in self._fused:
-            labels, present = self._tuned
-            logs = np.stack(
-                [
-                    e.out_of_fold * _any_of(present, e.blocks)[:, None]
-                    for e in (self._all_experts[i] for i in experts)
-                ]
+    def _head(self, known: Known, reads: Subset, make) -> tuple[Head, np.ndarray]:
+        """A classifier with the setting of least loss, and its out-of-fold log-probabilities."""
+        Z = self._inputs(known.scores, reads)
+        usable = known.present[:, reads].all(1) & (known.labels >= 0)
+        rng = np.random.default_rng(self.seed_)
+        some = np.sort(rng.permutation(np.flatnonzero(usable))[:TUNING_CELLS])
+        losses = {}
+        for setting, model in make():
+            logs = self._out_of_fold_logits(model, Z, known, some)
+            losses[setting] = (
+                -log_softmax(logs[some], 1)[np.arange(len(some)), known.labels[some]].mean()
+                if len(some)
+                else 0.0
             )
-            self._fused[experts] = fusion_weights(logs, labels)
-        return self._fused[experts]
-
-
-class LogisticRegression(LinearGroups):
-    """Multinomial logistic regression on principal components."""
-
-    heads, name = ("logistic",), "logistic regression"
-
-
-class DiscriminantAnalysis(LinearGroups):
-    """Linear discriminants on principal components, with a shrunken covariance."""
-
-    heads, name = ("discriminant",), "discriminant analysis"
-
-
-class LinearEnsemble(LinearGroups):
-    """Both, as classifiers of one fusion: they err differently on small groups."""
-
-    heads, name = ("logistic", "discriminant"), "linear ensemble"
-
-
-class _Search:
-    """The choice of a classifier's settings on inner folds."""
-
-    def __init__(self, scores, present, labels, n_groups, seed):
-        self.scores, self.present, self.labels, self.n_groups = scores, present, labels, n_groups
-        self.held_out = np.zeros(len(labels), int)
-        for k, test in enumerate(inner_folds(labels, len(labels), seed)):
-            self.held_out[test] = k
-
-    def single(self, modality: str, head: str) -> Expert:
-        """The best number of components of one modality."""
-        sizes = sorted({min(p, self.scores[modality].shape[1]) for p in N_COMPONENTS})
-        return min((self.tune(head, {modality: (p, 1.0)}) for p in sizes), key=lambda e: e.loss)
-
-    def early(self, singles: list[Expert], head: str) -> Expert:
-        """From the best modality on, add each with the weight that lowers the loss most, if any."""
-        best, *others = sorted((e for e in singles if e.head == head), key=lambda e: e.loss)
-        for other in others:
-            (modality, (p, _)) = next(iter(other.blocks.items()))
-            options = [self.tune(head, best.blocks | {modality: (p, w)}) for w in BLOCK_WEIGHTS]
-            best = min([best, *options], key=lambda e: e.loss)
-        return best
-
-    def tune(self, head: str, blocks: dict) -> Expert:
-        """The best setting of a head for these blocks, and its out-of-fold log-probabilities."""
-        has = _any_of(self.present, blocks)
-        Z = Expert(head, blocks, 0, 1, 0, None).inputs(self.scores)
-        logs = {}
-        for k in np.unique(self.held_out):
-            train, test = has & (self.held_out != k), has & (self.held_out == k)
-            for setting, weights, bias in KINDS[head](Z[train], self.labels[train], self.n_groups):
-                out = logs.setdefault(setting, np.zeros((len(Z), self.n_groups)))
-                out[test] = Z[test] @ weights + bias
-        options = product(logs, TEMPERATURES)
-        loss, setting, t = min((log_loss(t * logs[s], self.labels), s, t) for s, t in options)
-        return Expert(head, blocks, setting, t, loss, floored(t * logs[setting]))
-
-
-def _any_of(present: dict[str, np.ndarray], modalities) -> np.ndarray:
-    return np.any([present[m] for m in modalities if m in present], axis=0)
-
-
-class CoordinateNeighbours(Baseline):
-    """Groups from where a cell lies in the tissue alone: the vote of the nearest training cells.
-
-    No modality is read. What it scores is what a set's split gives away by location.
-    """
-
-    method = "coordinates alone (nearest neighbours)"
-
-    def __init__(self, n_neighbors: int = 5, seed: int | None = None):
-        super().__init__(seed=seed)
-        self.n_neighbors = n_neighbors
-
-    def fit(self, split: Split) -> CoordinateNeighbours:
-        """Remember the training and validation cells' coordinates, `obsm["spatial"]`."""
-        self._start(split)
-        self.modalities_ = ["coordinates"]
-        where = np.vstack([_coordinates(part) for part in (split.train, split.val)])
-        labels = np.concatenate(
-            [part.obs[split.label_key].astype(str) for part in (split.train, split.val)]
+        best = dict(make())[min(losses, key=losses.get)]
+        rows = np.flatnonzero(usable)
+        logs = self._out_of_fold_logits(best, Z, known, rows)
+        return Head(reads, *_solve(best, Z[rows], known.labels[rows], known.n_groups)), (
+            log_softmax(logs, 1).astype(np.float32)
         )
-        self.model_ = KNeighborsClassifier(min(self.n_neighbors, len(where))).fit(where, labels)
-        self.groups_ = list(self.model_.classes_)
-        return self
 
-    def predict(self, mdata: MuData) -> pd.DataFrame:
-        """Group of every cell; a group's probability is its share of the neighbours."""
-        return self._group_table(self.model_.predict_proba(_coordinates(mdata)), mdata.obs_names)
+    def _inputs(self, scores: dict, reads: Subset) -> np.ndarray:
+        return np.hstack([scores[self.modalities_[i]][:, :HEAD_COMPONENTS] for i in reads])
+
+    def _out_of_fold_logits(self, model, Z, known, rows) -> np.ndarray:
+        out = np.zeros((len(Z), known.n_groups))
+        for k in range(known.n_folds):
+            train, test = rows[known.fold[rows] != k], rows[known.fold[rows] == k]
+            weights, bias = _solve(model, Z[train], known.labels[train], known.n_groups)
+            out[test] = Z[test] @ weights + bias
+        return out
+
+    def _views(self, scores, subset: Subset) -> list[np.ndarray]:
+        views = []
+        for head in self.heads_:
+            if set(head.reads) <= set(subset):
+                Z = self._inputs(scores, head.reads)
+                views.append(log_softmax(Z @ head.weights + head.bias, 1))
+        return views
+
+    # --- translations ---
+
+    def _kernel(self, z: np.ndarray) -> Nystroem:
+        rng = np.random.default_rng(self.seed_)
+        some = z[rng.permutation(len(z))[:MAX_LANDMARKS]]
+        squared = euclidean_distances(some, squared=True)[np.triu_indices(len(some), 1)]
+        gamma = 1 / max(float(np.median(squared)), 1e-6) if len(squared) else 1.0
+        kernel = Nystroem(gamma=gamma, n_components=len(some), random_state=self.seed_)
+        return kernel.fit(some)
+
+    def _regressors(self, z: np.ndarray, source: str) -> list[np.ndarray]:
+        """What regressions read of a modality's scores: these themselves, then each kernel."""
+        near = zip(self.kernels_[source], KERNEL_COMPONENTS, strict=True)
+        return [z, *(kernel.transform(z[:, :q]) for kernel, q in near)]
+
+    def _regression(self, known: Known, target: str, source: str):
+        """Coefficients of all kinds, weighted; and their out-of-fold sum ``(N, p)``."""
+        t, s = self.modalities_.index(target), self.modalities_.index(source)
+        rows = np.flatnonzero(known.both(t, s))
+        z, y, fold = known.scores[source][rows], known.target(target, rows), known.fold[rows]
+        inputs = self._regressors(z, source)
+        held_out = np.zeros((len(inputs), *y.shape))
+        for k in np.unique(fold):
+            train, test = fold != k, fold == k
+            for out, x in zip(held_out, inputs, strict=True):
+                out[test] = _ridge(x[train], y[train], x is z).predict(x[test])
+        flat = held_out.reshape(len(inputs), -1)
+        gram, cross = flat @ flat.T, flat @ y.ravel()
+        root = np.linalg.cholesky(gram + 1e-6 * (np.trace(gram) + 1) * np.eye(len(gram)))
+        weight = nnls(root.T, np.linalg.solve(root, cross))[0]
+        solved = [_ridge(x, y, x is z) for x in inputs]
+        maps = [np.ascontiguousarray(w * m.coef_.T) for w, m in zip(weight, solved, strict=True)]
+        bias = sum(w * m.intercept_ for w, m in zip(weight, solved, strict=True))
+        out = np.zeros((len(known.fold), y.shape[1]))
+        out[rows] = np.tensordot(weight, held_out, 1)
+        return [*maps, bias], out
+
+    def _pair(self, scores: np.ndarray, target: str, source: str) -> np.ndarray:
+        *maps, bias = self.maps_[target, source]
+        parts = zip(self._regressors(scores, source), maps, strict=True)
+        return (sum(x @ weights for x, weights in parts) + bias).astype(np.float32)
+
+    # --- files ---
+
+    def state(self) -> tuple[dict, dict[str, np.ndarray]]:
+        """What a file keeps beyond what all parts share: settings for JSON, and arrays."""
+        arrays = {}
+        for i, head in enumerate(self.heads_):
+            arrays |= {f"head.{i}.weights": head.weights, f"head.{i}.bias": head.bias}
+        for i, name in enumerate(self.modalities_):
+            for k, kernel in enumerate(self.kernels_[name]):
+                arrays[f"kernel.{i}.{k}.landmarks"] = kernel.components_
+                arrays[f"kernel.{i}.{k}.root"] = kernel.normalization_
+        for i, pair in enumerate(self.pairs):
+            arrays |= {f"pair.{i}.{k}": value for k, value in enumerate(self.maps_[pair])}
+        gammas = [[kernel.gamma for kernel in self.kernels_[name]] for name in self.modalities_]
+        return {"reads": [list(h.reads) for h in self.heads_], "gammas": gammas}, arrays
+
+    def restore(self, settings: dict, arrays: dict[str, np.ndarray]) -> None:
+        """Take over what :meth:`state` gave."""
+        self.heads_ = [
+            Head(tuple(reads), arrays[f"head.{i}.weights"], arrays[f"head.{i}.bias"])
+            for i, reads in enumerate(settings["reads"])
+        ]
+        self.kernels_ = {}
+        for i, name in enumerate(self.modalities_):
+            self.kernels_[name] = []
+            for k, gamma in enumerate(settings["gammas"][i]):
+                kernel = Nystroem(gamma=gamma)
+                kernel.components_ = arrays[f"kernel.{i}.{k}.landmarks"]
+                kernel.normalization_ = arrays[f"kernel.{i}.{k}.root"]
+                kernel._n_features_out = len(kernel.components_)
+                self.kernels_[name].append(kernel)
+        n = len(KERNEL_COMPONENTS) + 2
+        self.maps_ = {
+            pair: [arrays[f"pair.{i}.{k}"] for k in range(n)] for i, pair in enumerate(self.pairs)
+        }
 
 
-def _coordinates(mdata: MuData) -> np.ndarray:
-    if "spatial" not in mdata.obsm:
-        raise DataError("no coordinates: mdata.obsm['spatial'] of shape (n_cells, 2) is needed")
-    return np.asarray(mdata.obsm["spatial"], float)[:, :2]
+def _logistics():
+    for C in INVERSE_PENALTIES:
+        yield C, Logistic(C=C, max_iter=100, tol=1e-3)
+
+
+def _discriminants():
+    for shrinkage in SHRINKAGES:
+        yield shrinkage, LinearDiscriminantAnalysis(solver="lsqr", shrinkage=shrinkage)
+
+
+def _solve(model, Z, labels, n_groups) -> tuple[np.ndarray, np.ndarray]:
+    """Weights ``(p, C)`` and biases ``(C,)``; a constant where there is nothing to tell apart."""
+    seen = np.unique(labels)
+    weights, bias = np.zeros((Z.shape[1], n_groups)), np.full(n_groups, NO_GROUP)
+    if len(seen) < 2:
+        bias[seen] = 0.0
+        return weights, bias if len(seen) else np.zeros(n_groups)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # the least loss decides, not the last
+        model.fit(Z, labels)
+    coef, intercept = model.coef_.T, model.intercept_
+    if len(seen) == 2:  # scikit-learn gives the second group's logit only
+        coef, intercept = np.c_[0 * coef, coef], np.r_[0, intercept]
+    weights[:, seen] = coef
+    bias[:] = intercept.min() + NO_GROUP
+    bias[seen] = intercept
+    return weights, bias
+
+
+def _ridge(x, y, linear: bool) -> RidgeCV:
+    """Ridge with a penalty for every component of the target, by leave-one-out error."""
+    return RidgeCV(PENALTIES if linear else KERNEL_PENALTIES, alpha_per_target=True).fit(x, y)

@@ -25,15 +25,15 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from scmoe.baselines.base import Baseline, require
 from scmoe.data import DataError, Split
 from scmoe.data.blocks import matrix, row_blocks, values
+from scmoe.method import Method, require
 
 FEW_CELLS = 5000
 RNA, PROTEIN, PEAKS = ("rna", "mrna", "gex"), ("protein", "adt"), ("atac", "peaks")
 
 
-class _Peer(Baseline):
+class _Peer(Method):
     """A latent space from a library, and groups from that.
 
     Parameters
@@ -330,7 +330,7 @@ class MultiVI(_CountModel):
     keys = {"rna_layer": "rna", "atac_layer": "other"}
 
 
-class Matilda(Baseline):
+class Matilda(Method):
     """Matilda (Liu et al. 2023): a multi-task network for RNA, with protein, peaks or both.
 
     It takes values as measured, and scales whatever cells it is given by their own statistics.

@@ -16,8 +16,9 @@ from scipy.linalg import eigh, svd
 from sklearn.kernel_approximation import Nystroem
 from sklearn.metrics.pairwise import euclidean_distances
 
-from scmoe.baselines.base import Baseline, Components, inner_folds
+from scmoe.baselines.components import UnitComponents
 from scmoe.data import Split
+from scmoe.method import Method, inner_folds
 
 PENALTIES = np.logspace(-2, 3, 11)  # times the mean variance of an input
 RANKS = (1, 2, 3, 5, 8, 12, 20, 40)
@@ -28,7 +29,7 @@ MAX_LANDMARKS = 1000
 Path = Iterator[tuple[object, np.ndarray, np.ndarray]]
 
 
-class Ridge(Baseline):
+class Ridge(Method):
     """Ridge regression, with a penalty for every target feature.
 
     Every ordered pair of modalities is fitted; several sources together when first asked for.
@@ -87,7 +88,7 @@ class Ridge(Baseline):
 
     def _input_map(self, X):
         """What takes scaled values of one modality to the regression's inputs `(n_cells, p)`."""
-        return Components(X, seed=self.seed_)
+        return UnitComponents(X, seed=self.seed_)
 
     def _inputs(self, matrices, present) -> dict[str, np.ndarray]:
         """The inputs by modality; zero, the mean, where a cell lacks it."""

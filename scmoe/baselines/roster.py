@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from itertools import combinations
 
 from scmoe.baselines import peers
-from scmoe.baselines.clustering import WNN, KMeans, Leiden
-from scmoe.baselines.linear import (
+from scmoe.baselines.classifiers import (
     CoordinateNeighbours,
     DiscriminantAnalysis,
     LinearEnsemble,
     LogisticRegression,
 )
+from scmoe.baselines.clustering import WNN, KMeans, Leiden
 from scmoe.baselines.regression import PLS, KernelRidge, ReducedRank, Ridge
 from scmoe.data import Split
 

@@ -19,8 +19,8 @@ from mudata import MuData
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from scmoe.baselines.base import Baseline
 from scmoe.data import Split
+from scmoe.method import Method
 from scmoe.nn.cells import Batch, Cells
 from scmoe.nn.losses import ddc
 
@@ -50,7 +50,7 @@ PRESETS = {
 }
 
 
-class UnitedNet(Baseline):
+class UnitedNet(Method):
     """UnitedNet: an autoencoder per modality, all decoders on all latents, and group heads.
 
     Training alternates full passes of a translation schedule (reconstruction, translation,

@@ -6,6 +6,7 @@ from scmoe.data.dyngen import simulate_dyngen
 from scmoe.data.read import read
 from scmoe.data.split import Split, load, load_simulated, split_mudata
 from scmoe.data.transform import Transform
+from scmoe.data.write import check_writable, write
 
 __all__ = [
     "DATASETS",
@@ -14,10 +15,12 @@ __all__ = [
     "Split",
     "Transform",
     "check",
+    "check_writable",
     "list_datasets",
     "load",
     "load_simulated",
     "read",
     "simulate_dyngen",
     "split_mudata",
+    "write",
 ]

@@ -52,6 +52,14 @@ def values(block) -> np.ndarray:
     return block.data if sp.issparse(block) else block
 
 
+def gaps(block) -> np.ndarray | None:
+    """Where values of a dense block are missing (NaN), as a mask; None where none is."""
+    if sp.issparse(block) or block.dtype.kind != "f":
+        return None
+    mask = np.isnan(block)
+    return mask if mask.any() else None
+
+
 def take_rows(X, parts: list[np.ndarray]) -> list[np.ndarray | sp.csr_matrix]:
     """Copy the rows of each part out of X, in one pass over X.
 

@@ -1,4 +1,4 @@
-"""The four data sets of the paper: files, modalities, labels, folds."""
+"""The data sets, four of the paper and a larger one: files, modalities, labels, folds."""
 
 from __future__ import annotations
 
@@ -19,6 +19,16 @@ BMMC_BATCHES = (  # site and donor
     "s1d1", "s1d2", "s1d3", "s2d1", "s2d4", "s2d5", "s3d3", "s3d6", "s3d7", "s3d10",
     "s4d1", "s4d8", "s4d9",
 )  # fmt: skip
+
+MOP_FILES = "https://raw.githubusercontent.com/PeterZZQ/scMoMaT/dbd954d/data/real/MOp_5batches"
+MOP_CHECKSUMS = {  # sha256
+    "GxC1.npz": "44e48e6243954feafe0541f33b6b116093ca1ed4a25fc2f3ca146d89d1ab1bab",
+    "RxC1.npz": "59d6f46dc4e908194bfc859b7773bc666d96ab74d9386b0a8f92d6b29dfcacf7",
+    "genes.txt": "9d722d1d281f5ff152dc8a1fb257fec883b8aa28ea3f4f79783d0595dd8b4833",
+    "meta_c1.csv": "05ea13be8042f66ee51516ccf9fd28ca43972498a69748a9e89b5b1ca280b037",
+    "regions.txt": "d77319b1ad8a51af2c97ffa5d23d5458e95356b1926e9ae4e0ab821cc7e492a3",
+}
+MOP_BATCHES = tuple(f"09{letter}" for letter in "ABCDEFGHIJKL")
 
 DYNGEN_FILES = tuple(
     f"adata_pPRm_{part}_cv_{k}.h5ad" for k in range(5) for part in ("train", "test")
@@ -50,6 +60,9 @@ class Dataset:
     source: str
     licence: str = LICENCE
     notes: tuple[str, ...] = field(default=())
+    collection: str = COLLECTION  # the folder below the data root that holds `folder`
+    address: str | None = None  # where files lie that are not on Zenodo
+    checksums: Mapping[str, str] = field(default_factory=dict)  # sha256, where they are known
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -61,6 +74,15 @@ class Dataset:
         """All the data set's files."""
         names = [name for group in self.files_by_modality.values() for name in group]
         return tuple(dict.fromkeys(names))
+
+    @property
+    def n_folds(self) -> int:
+        """Number of stratified folds, where there are such."""
+        return sum(isinstance(fold, int) for fold in self.folds)
+
+    def place(self, root: str | os.PathLike | None = None) -> Path:
+        """The folder with the files."""
+        return data_root(root) / self.collection / self.folder
 
     def files_of(self, modality: str, fold: int | str) -> tuple[str, ...]:
         """The files that hold a modality in one fold."""
@@ -147,6 +169,33 @@ DATASETS: dict[str, Dataset] = {
                 "cells, test cells among them",
             ),
         ),
+        Dataset(
+            name="mop",
+            title="Mouse cortex: RNA and chromatin of 10,309 nuclei, 12 batches",
+            folder="MOp_SNAREseq2",
+            collection="",
+            address=MOP_FILES,
+            checksums=MOP_CHECKSUMS,
+            files_by_modality={
+                "rna": ("GxC1.npz", "genes.txt", "meta_c1.csv"),
+                "atac": ("RxC1.npz", "regions.txt", "meta_c1.csv"),
+            },
+            kinds={"rna": "counts", "atac": "peaks"},
+            label_key="Ident",
+            n_cells=10_309,
+            n_features={"rna": 1_677, "atac": 25_734},
+            n_groups=23,
+            folds=(*range(5), *MOP_BATCHES),
+            source="measured by Chen S. et al., Nat Biotechnol 37, 1452 (2019), GEO GSE126074: "
+            "SNARE-seq of adult mouse cerebral cortex; files: github.com/PeterZZQ/scMoMaT, commit "
+            "dbd954d, data/real/MOp_5batches, where they stand for primary motor cortex",
+            licence="of the files, as stated at github.com/PeterZZQ/scMoMaT",
+            notes=(
+                "the types were defined by the data's authors from this very RNA",
+                "genes and peaks were selected by others on all cells",
+                "the type Mis is a rest: nuclei that no other type would have",
+            ),
+        ),
     ]
 }
 
@@ -158,12 +207,12 @@ def data_root(root: str | os.PathLike | None = None) -> Path:
 
 def missing_files(dataset: Dataset, root: str | os.PathLike | None = None) -> list[Path]:
     """The files of a data set that are not below the data root."""
-    folder = data_root(root) / COLLECTION / dataset.folder
+    folder = dataset.place(root)
     return [folder / name for name in dataset.files if not (folder / name).is_file()]
 
 
 def list_datasets(root: str | os.PathLike | None = None) -> pd.DataFrame:
-    """The four data sets, one row each, and whether their files are below the data root.
+    """The data sets, one row each, and whether their files are below the data root.
 
     Returns
     -------

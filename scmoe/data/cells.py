@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -15,7 +15,12 @@ from anndata import AnnData
 from mudata import MuData
 
 from scmoe.data.blocks import matrix, take_rows
-from scmoe.data.check import DataError
+from scmoe.data.check import DataError, as_text
+
+# mudata from 0.4 no longer copies the modalities' columns into the global tables whenever these are
+# brought up to date, and has no such option; before, it warns each time until told which to do.
+if hasattr(mudata, "set_options"):
+    mudata.set_options(pull_on_update=False)
 
 
 @dataclass
@@ -70,7 +75,8 @@ class Cells:
     def _part(self, part: np.ndarray, mod: dict[str, AnnData]) -> MuData:
         mdata = make_mudata(mod, self.obs.iloc[part])
         if self.label_key is not None:
-            mdata.obs[self.label_key] = pd.Categorical(mdata.obs[self.label_key].astype(str))
+            labels = as_text(self.obs[self.label_key])[mdata.obs_names]
+            mdata.obs[self.label_key] = pd.Categorical(labels)
         kept = self.obs.index[part].isin(mdata.obs_names)
         for key, values in self.obsm.items():
             mdata.obsm[key] = getattr(values, "iloc", values)[part[kept]]
@@ -81,7 +87,7 @@ class Cells:
 @contextmanager
 def quiet():
     """Silence what is known and meant: names shared by modalities, stored column types."""
-    with warnings.catch_warnings(), mudata.set_options(pull_on_update=False):
+    with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*names are not unique")
         warnings.filterwarnings("ignore", message=".*Cannot join columns")
         warnings.filterwarnings("ignore", category=anndata.ImplicitModificationWarning)
@@ -109,5 +115,34 @@ def keep(mdata: MuData, modalities: Sequence[str]) -> MuData:
     rows = mdata.obs_names.get_indexer(kept.obs_names)
     for key in set(mdata.obsm) - set(mdata.mod):
         kept.obsm[key] = getattr(mdata.obsm[key], "iloc", mdata.obsm[key])[rows]
+    for key in mdata.obsp:
+        kept.obsp[key] = mdata.obsp[key][rows][:, rows]
     kept.uns.update(mdata.uns)
     return kept
+
+
+def prefixed(mdata: MuData) -> Iterator[tuple[str, pd.Series]]:
+    """The modalities' columns over all cells, each called as "rna:leiden" is; see `typed`."""
+    for name, adata in mdata.mod.items():
+        for column in adata.obs.columns[adata.obs.columns.duplicated(keep=False) ^ True]:
+            values = adata.obs[column]
+            if adata.obs_names.is_unique:
+                spread = values.astype(object).reindex(mdata.obs_names)
+                yield f"{name}:{column}", typed(spread, [values.dtype])
+
+
+def typed(values: pd.Series, dtypes: list) -> pd.Series:
+    """Values of these types back in their common one, a nullable one where some are missing."""
+    dtype = dtypes[0]
+    if all(isinstance(other, pd.CategoricalDtype) for other in dtypes):
+        categories = dict.fromkeys(name for other in dtypes for name in other.categories)
+        ordered = dtype.ordered and all(other == dtype for other in dtypes)
+        return values.astype(pd.CategoricalDtype(list(categories), ordered))
+    if any(other != dtype for other in dtypes):
+        values = values.infer_objects()
+        nullable = values.convert_dtypes(convert_string=False, convert_floating=False)
+        return nullable if values.dtype == object else values
+    if isinstance(dtype, np.dtype) and dtype.kind in "iub" and values.isna().any():
+        name = "boolean" if dtype.kind == "b" else dtype.name.replace("i", "I").replace("u", "U")
+        return values.astype(name)
+    return values.astype(dtype)

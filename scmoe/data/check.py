@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import difflib
+import reprlib
 from collections.abc import Iterable, Sequence
+from numbers import Integral
 
 import numpy as np
+import pandas as pd
 from anndata import AnnData
 from mudata import MuData
 
 from scmoe.data.blocks import matrix, row_blocks, values
+from scmoe.data.kinds import Summary
 
 LARGEST = 1e15  # no measurement is as large; sums and exponentials of these stay finite
+LIKE_MISSING = {"", "nan", "na", "n/a", "<na>", "none", "null", "nat"}  # text, in any case
 
 
 class DataError(ValueError):
     """Data that cannot be used as they are; the message names modality, key and remedy."""
+
+
+class DataWarning(UserWarning):
+    """Something about the data that is probably meant, and changes what is read if it is not."""
 
 
 def some(names: Iterable, limit: int = 5) -> str:
@@ -22,6 +32,51 @@ def some(names: Iterable, limit: int = 5) -> str:
     names = [str(name) for name in names]
     more = f", … ({len(names)} in all)" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more
+
+
+def near(name: object, known: Iterable) -> str:
+    """Suggest, for the end of a message, which of the known names may have been meant, if any."""
+    known = {str(other).lower(): str(other) for other in known}
+    found = difflib.get_close_matches(str(name).lower(), known, n=1)
+    return f"; did you mean '{known[found[0]]}'?" if found else ""
+
+
+def expect(holds: bool, name: str, value: object, takes: str) -> None:
+    """Refuse an argument that does not hold: what it is called, what it got, what it takes."""
+    if not holds:
+        raise DataError(f"{name}={reprlib.repr(value)}: it takes {takes}")
+
+
+def expect_known(name: str, value: object, known: Iterable) -> None:
+    """Refuse an argument that is none of the known values, and suggest the nearest."""
+    known = list(known)
+    holds = not isinstance(value, bool) and any(value == one for one in known)
+    expect(holds, name, value, f"one of {some(known, 20)}{near(value, known)}")
+
+
+def expect_seed(seed: object) -> None:
+    """Refuse what numpy, torch and scikit-learn do not all take for a seed."""
+    whole = isinstance(seed, Integral) and not isinstance(seed, bool)
+    expect(whole and 0 <= seed < 2**32, "seed", seed, "a whole number from 0 to 2**32 - 1")
+
+
+def expect_mudata(mdata: object) -> None:
+    """Refuse what is no MuData, with the way to one."""
+    if not isinstance(mdata, MuData):
+        one = 'read({"rna": adata}), say,' if isinstance(mdata, AnnData) else "read"
+        raise DataError(
+            f"expected a MuData, got {type(mdata).__name__}; scmoe.data.{one} makes one from "
+            "AnnData objects or files"
+        )
+
+
+def as_text(labels: pd.Series) -> pd.Series:
+    """Labels as text; whole numbers that were stored as fractions (2.0) are whole again (2)."""
+    if isinstance(labels.dtype, pd.CategoricalDtype) and labels.cat.categories.dtype.kind == "f":
+        labels = labels.astype(float)
+    if labels.dtype.kind == "f" and (labels.dropna() % 1 == 0).all():
+        labels = labels.astype("Int64")
+    return labels.astype(str)
 
 
 def check(
@@ -47,16 +102,19 @@ def check(
     DataError
         At the first fault; it names modality, key and remedy.
     """
-    if not isinstance(mdata, MuData):
-        raise DataError(
-            f"expected a MuData, got {type(mdata).__name__}; "
-            "scmoe.data.read makes one from AnnData objects or files"
-        )
+    expect_mudata(mdata)
     names = select_modalities(mdata, modalities)
     check_cells(mdata, names)
+    notes = []
     for name in names:
-        check_modality(mdata.mod[name], name)
-    notes = _check_shared(mdata, names)
+        seen = check_modality(mdata.mod[name], name)
+        if seen.n_missing:
+            notes.append(
+                f"{seen.n_missing:,} values of modality '{name}' "
+                f"({seen.n_missing / seen.n_entries:.1%}) are missing: each is filled with its "
+                "feature's mean over the training cells, and not scored"
+            )
+    notes += _check_shared(mdata, names)
     if label_key is not None:
         notes += _check_labels(mdata, label_key)
     return notes
@@ -65,10 +123,15 @@ def check(
 def select_modalities(mdata: MuData, modalities: Sequence[str] | None) -> list[str]:
     """The modalities asked for, or all; refuses unknown ones, naming what there is."""
     names = mdata.mod if modalities is None else modalities
-    names = [names] if isinstance(names, str) else list(dict.fromkeys(names))
+    names = [names] if isinstance(names, str) else names
+    expect(isinstance(names, Iterable), "modalities", names, "names of modalities")
+    names = list(dict.fromkeys(names))
     unknown = [name for name in names if name not in mdata.mod]
     if unknown:
-        raise DataError(f"no modality {some(unknown)}; there are: {some(mdata.mod, 20) or 'none'}")
+        raise DataError(
+            f"no modality {some(unknown)}; there are: {some(mdata.mod, 20) or 'none'}"
+            f"{near(unknown[0], mdata.mod)}"
+        )
     if not names:
         raise DataError("no modality: at least one is needed")
     return names
@@ -133,6 +196,11 @@ def _check_shared(mdata: MuData, names: list[str]) -> list[str]:
         lacking = mdata.n_obs - adata.n_obs
         if lacking:
             notes.append(f"{lacking} of {mdata.n_obs} cells lack modality '{name}'")
+    bare = ~np.any([mdata.obs_names.isin(mdata.mod[name].obs_names) for name in names], axis=0)
+    if bare.any():
+        notes.append(
+            f"{bare.sum()} cells have no modality and are left out: {some(mdata.obs_names[bare])}"
+        )
     return notes
 
 
@@ -140,8 +208,8 @@ def _first(names) -> str:
     return str(names[0]) if len(names) else ""
 
 
-def check_modality(adata: AnnData, name: str) -> None:
-    """Check one modality's size, feature names and values."""
+def check_modality(adata: AnnData, name: str) -> Summary:
+    """Check one modality's size, feature names and values, and sum these up."""
     if 0 in adata.shape:
         raise DataError(
             f"modality '{name}' is empty ({adata.n_obs} cells × {adata.n_vars} features); remove it"
@@ -167,24 +235,32 @@ def check_modality(adata: AnnData, name: str) -> None:
             f"modality '{name}': X holds {X.dtype} values, not numbers; "
             "convert them, e.g. adata.X = adata.X.astype('float32')"
         )
+    seen = Summary(int(np.prod(X.shape)))
     for start, block in row_blocks(X):
         stored = values(block)
+        seen.add(stored)
         if stored.dtype.kind == "f":
             stored = stored.astype(np.float64)  # of float16, LARGEST is infinite
-        usable = np.abs(stored) <= LARGEST
-        if not usable.all():  # NaN is not smaller than anything
-            dense = block.toarray() if hasattr(block, "toarray") else block
-            cell, feature = np.argwhere(~(np.abs(dense.astype(np.float64)) <= LARGEST))[0]
+        usable = np.abs(stored) <= LARGEST  # NaN is not smaller than anything
+        dense = not hasattr(block, "toarray")
+        if not (usable | np.isnan(stored) if dense else usable).all():
+            found = block if dense else block.toarray()
+            large = ~(np.abs(found.astype(np.float64)) <= LARGEST)
+            cell, feature = np.argwhere(large & ~np.isnan(found) if dense else large)[0]
             raise DataError(
-                f"modality '{name}': X is {dense[cell, feature]} at cell "
+                f"modality '{name}': X is {found[cell, feature]} at cell "
                 f"'{adata.obs_names[start + cell]}', feature '{adata.var_names[feature]}'; impute "
                 "it, or leave the cell out of this modality (a cell may lack a modality)"
             )
+    if seen.n_missing == seen.n_entries:
+        raise DataError(f"modality '{name}': all values are missing (NaN); remove it")
+    return seen.finish()
 
 
 def _check_labels(mdata: MuData, label_key: str) -> list[str]:
     if label_key not in mdata.obs:
         holders = [name for name, adata in mdata.mod.items() if label_key in adata.obs]
+        expect(isinstance(label_key, str), "label_key", label_key, "the name of a column, or None")
         remedy = "put the cells' groups there, or name their column with label_key"
         if holders:
             remedy = (
@@ -192,14 +268,25 @@ def _check_labels(mdata: MuData, label_key: str) -> list[str]:
                 f"mdata.mod['{holders[0]}'].obs['{label_key}']"
             )
         columns = some(mdata.obs.columns, 20) or "none"
-        raise DataError(f"no column '{label_key}' in mdata.obs (columns: {columns}); {remedy}")
+        hint = near(label_key, mdata.obs.columns)
+        raise DataError(
+            f"no column '{label_key}' in mdata.obs (columns: {columns}); {remedy}{hint}"
+        )
     labels = mdata.obs[label_key]
     if labels.isna().any():
         raise DataError(
             f"obs['{label_key}'] is missing for {labels.isna().sum()} cells "
             f"({some(mdata.obs_names[labels.isna()], 3)}); label them, or drop them"
         )
-    sizes = labels.astype(str).value_counts()
+    sizes = as_text(labels).value_counts()
+    unsure = [label for label in sizes.index if label.strip().lower() in LIKE_MISSING]
+    if unsure:
+        raise DataError(
+            f"obs['{label_key}'] has the text '{unsure[0]}' for {sizes[unsure[0]]} cells: are "
+            f"these without a label, or is it a group's name? Set them to None "
+            f"(mdata.obs['{label_key}'] = mdata.obs['{label_key}'].replace('{unsure[0]}', None)), "
+            "or give the group another name"
+        )
     if len(sizes) < 2:
         raise DataError(
             f"obs['{label_key}'] has one group only ('{_first(sizes.index)}'), so that there is "

@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import requests
+from requests.adapters import HTTPAdapter
 from tqdm.auto import tqdm
 
 CHUNK = 1 << 14  # bytes read at a time; as many may be lost when a connection breaks
@@ -20,6 +22,16 @@ BROKEN = (
 
 class FetchError(OSError):
     """A download that did not succeed; the message says why and what to do."""
+
+
+class _Loopback(HTTPAdapter):
+    """Plain http, to this machine alone: elsewhere anybody on the way could change the answer."""
+
+    def send(self, request, *args, **options):
+        """Send, or refuse; every redirection comes by here too."""
+        if urlsplit(request.url).hostname not in ("localhost", "127.0.0.1", "::1"):
+            raise FetchError(f"{request.url} is plain http, which is not safe; use https")
+        return super().send(request, *args, **options)
 
 
 class _PassingFault(Exception):
@@ -134,10 +146,12 @@ class Http:
         if start:
             headers["Range"] = f"bytes={start}-"
         timeout = (self.connect_timeout, self.read_timeout)
+        session = requests.Session()
+        session.mount("http://", _Loopback())
         try:
-            response = requests.request(method, url, headers=headers, timeout=timeout, stream=True,
-                                        allow_redirects=True)  # fmt: skip
-        except BROKEN:
+            response = session.request(method, url, headers=headers, timeout=timeout, stream=True,
+                                       allow_redirects=True)  # fmt: skip
+        except (*BROKEN, FetchError):
             raise
         except requests.RequestException as error:  # no such scheme, malformed address, …
             raise FetchError(f"cannot ask {url}: {error}") from error

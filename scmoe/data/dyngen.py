@@ -344,7 +344,7 @@ def simulate_dyngen(
     cells["trajectory"], cells["hour"] = trajectory, step * STEP
     measured = measure(truth, SETTINGS[setting], rng)
 
-    with md.set_options(pull_on_update=False), warnings.catch_warnings():
+    with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "var_names are not unique")  # a gene in four modalities
         mdata = md.MuData(
             {

@@ -11,6 +11,7 @@ from __future__ import annotations
 import gzip
 import importlib.util
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -24,8 +25,8 @@ import h5py
 import pooch
 from filelock import FileLock, Timeout
 
-from scmoe.data.catalog import COLLECTION, DATASETS, Dataset, data_root
-from scmoe.data.check import DataError
+from scmoe.data.catalog import DATASETS, Dataset
+from scmoe.data.check import DataError, expect, near
 from scmoe.data.download import FetchError, Http
 from scmoe.data.manifest import (
     describe,
@@ -43,6 +44,7 @@ DOI = f"10.5281/zenodo.{RECORD}"
 ZENODO = "https://zenodo.org/api"  # or $SCMOE_ZENODO_URL, for a mirror
 MULTIOME = "GSE194122_openproblems_neurips2021_multiome_BMMC_processed.h5ad"
 GEO = f"https://ftp.ncbi.nlm.nih.gov/geo/series/GSE194nnn/GSE194122/suppl/{MULTIOME}.gz"
+CHECKSUM = re.compile("md5:[0-9a-f]{32}|sha256:[0-9a-f]{64}")  # and nothing that names a file
 MAX_UNPACKED = 60 << 30  # bytes; the multiome file has about 10 GiB
 
 
@@ -77,7 +79,7 @@ def fetch(
     Parameters
     ----------
     name
-        "dyngen", "dbitseq", "patchseq" or "atacseq".
+        "dyngen", "dbitseq", "patchseq", "atacseq" or "mop".
     root
         Folder that holds `UnitedNet_NatComm_data/`; default `$SCMOE_DATA`, then `data/`.
     yes
@@ -104,11 +106,15 @@ def fetch(
         Declined, not there, wrong checksum, unusable archive, or too little space.
     """
     if name not in DATASETS:
-        raise DataError(f"no data set '{name}'; there are: {', '.join(DATASETS)}")
+        raise DataError(
+            f"no data set '{name}'; there are: {', '.join(DATASETS)}{near(name, DATASETS)}"
+        )
+    expect(isinstance(yes, bool), "yes", yes, "True or False")
+    expect(http is None or isinstance(http, Http), "http", http, "an Http, or None")
     if source not in ("zenodo", "geo") or (source == "geo" and name != "atacseq"):
         raise DataError(f"{name} cannot be fetched from '{source}'; only atacseq is at GEO")
     dataset, http = DATASETS[name], http or Http()
-    folder = data_root(root) / COLLECTION / dataset.folder
+    folder = dataset.place(root)
     if not _wanted(dataset, folder):
         print(f"{name}: the files are in {folder}")
         return folder
@@ -122,8 +128,15 @@ def fetch(
             if _wanted(dataset, folder):
                 _build_from_geo(url, size, folder, place, http, progress)
         return folder
-    url = (url or os.environ.get("SCMOE_ZENODO_URL") or ZENODO).rstrip("/")
-    remote = read_record(f"{url}/records/{RECORD}", http)
+    if dataset.address:
+        url = (url or dataset.address).rstrip("/")
+        remote = [
+            RemoteFile(name, http.size(f"{url}/{name}") or 0, f"sha256:{its}", f"{url}/{name}")
+            for name, its in dataset.checksums.items()
+        ]
+    else:
+        url = (url or os.environ.get("SCMOE_ZENODO_URL") or ZENODO).rstrip("/")
+        remote = read_record(f"{url}/records/{RECORD}", http)
     chosen = _choose(dataset, _wanted(dataset, folder), remote)
     size = sum(file.size for file in chosen)
     archived = any(is_archive(file.key) for file in chosen)
@@ -138,20 +151,24 @@ def fetch(
 def read_record(url: str, http: Http) -> list[RemoteFile]:
     """List a Zenodo record's files; the API's older and newer spellings are both understood."""
     files = []
-    for item in http.json(url).get("files") or []:
+    record = http.json(url)
+    listed = record.get("files") if isinstance(record, dict) else None
+    for item in listed if isinstance(listed, list) else []:
         try:
             links = item.get("links", {})
             checksum = item["checksum"]
-            files.append(
-                RemoteFile(
-                    key=item.get("key") or item["filename"],
-                    size=int(item["size"] if "size" in item else item["filesize"]),
-                    checksum=checksum if ":" in checksum else f"md5:{checksum}",
-                    url=links.get("content") or links.get("download") or links["self"],
-                )
+            file = RemoteFile(
+                key=item.get("key") or item["filename"],
+                size=int(item["size"] if "size" in item else item["filesize"]),
+                checksum=checksum if ":" in checksum else f"md5:{checksum}",
+                url=links.get("content") or links.get("download") or links["self"],
             )
+            fits = CHECKSUM.fullmatch(file.checksum) and _basename(file.key) and file.size >= 0
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise FetchError(f"{url} lists a file without {error}: {item}") from error
+        if not fits or not isinstance(file.url, str):
+            raise FetchError(f"{url} lists a file of no such checksum, size or address: {item}")
+        files.append(file)
     if not files:
         raise FetchError(f"{url} lists no files; is the record open?")
     return files
@@ -254,7 +271,9 @@ def _download(dataset, chosen: list[RemoteFile], collection, place, http, progre
             keys = ", ".join(file.key for file in chosen)
             raise FetchError(f"{keys} does not hold {', '.join(sorted(absent))}")
         for name, files in ready.items():
-            _place(DATASETS[name], files, collection, "zenodo", DOI, origin)
+            its = DATASETS[name]
+            where = ("github", its.address) if its.address else ("zenodo", DOI)
+            _place(its, files, collection, *where, origin)
 
 
 def _get_verified(file: RemoteFile, place: Path, http: Http, progress: bool) -> Path:
@@ -277,7 +296,7 @@ def _get_verified(file: RemoteFile, place: Path, http: Http, progress: bool) -> 
         return Path(store.fetch(file.local_name, downloader=resume))
     except ValueError as error:
         raise FetchError(
-            f"{file.key} arrived with another checksum than Zenodo's {file.checksum}; "
+            f"{file.key} arrived with another checksum than {file.checksum}; "
             "it was deleted, fetch it again"
         ) from error
 
@@ -288,7 +307,7 @@ def _unpack_sets(archive: Path, collection: Path, fresh: Path, ready: dict) -> l
 
     def choose(members: list[str]) -> dict[str, Path]:
         targets = {}
-        for dataset in DATASETS.values():
+        for dataset in (d for d in DATASETS.values() if not d.address):
             wanted = _wanted(dataset, collection / dataset.folder)
             paths = {name: _best(name, dataset.folder, members) for name in wanted}
             for name in (name for name, member in paths.items() if member):
@@ -312,7 +331,8 @@ def _place(dataset, files: dict[str, Path], collection, source, address, origin)
     The note comes first: it names checksums, so that it is wrong at no moment.
     """
     for name, path in files.items():
-        _check_h5ad(path, name)
+        if name.endswith(".h5ad"):
+            _check_h5ad(path, name)
     folder = collection / dataset.folder
     folder.mkdir(parents=True, exist_ok=True)
     noted = {name: describe(path, origin[name]) for name, path in files.items()}

@@ -1,10 +1,13 @@
-"""The four data sets' files, or simulated cells in their place, opened but not yet cut."""
+"""The data sets' files, or simulated cells in their place, opened but not yet cut."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import warnings
+import zipfile
+import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,10 +17,11 @@ import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
 
-from scmoe.data.catalog import COLLECTION, Dataset, data_root
+from scmoe.data.catalog import Dataset
 from scmoe.data.cells import Cells
 from scmoe.data.check import DataError, some
 from scmoe.data.manifest import is_from_zenodo
+from scmoe.data.screen import reading
 
 DYNGEN_KEYS = {"dna": "D", "pre_mrna": "p", "mrna": "m", "protein": "P"}  # inferred, not documented
 
@@ -35,20 +39,29 @@ class Opened(NamedTuple):
 
 def read_h5ad(path: Path, backed: bool = False) -> AnnData:
     """Read an h5ad file; a damaged one is a DataError that names it."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about how older files were written
-            return anndata.read_h5ad(path, backed="r" if backed else None)
-    except Exception as error:
-        raise DataError(
-            f"cannot read {path}: it is damaged or not an h5ad file ({error}); fetch it again"
-        ) from error
+    with reading(path, "; fetch it again"):
+        return anndata.read_h5ad(path, backed="r" if backed else None)
 
 
 def checksum(path: Path) -> str:
-    """The first 16 hex digits of the file's SHA-256."""
+    """The first 16 hex digits of a file's SHA-256; of a folder's (zarr), over all its files."""
+    if path.is_dir():
+        digest = hashlib.sha256()
+        for file in sorted(p for p in path.rglob("*") if p.is_file()):
+            digest.update(f"{file.relative_to(path).as_posix()} {checksum(file)}\n".encode())
+        return digest.hexdigest()[:16]
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def checksums(paths: Sequence[str | os.PathLike]) -> dict[str, str]:
+    """Each file's checksum by its name; where files share one, by as many folders as tell them."""
+    paths = [Path(path).absolute() for path in paths]
+    for depth in range(1, 1 + max((len(path.parts) for path in paths), default=0)):
+        names = ["/".join(path.parts[-depth:]) for path in paths]
+        if len(set(names)) == len(set(paths)):
+            break
+    return {name: checksum(path) for name, path in zip(names, paths, strict=True)} if paths else {}
 
 
 def open_set(
@@ -59,7 +72,7 @@ def open_set(
     allow_standin: bool,
 ) -> Opened:
     """Open a data set's files, or simulate its stand-in where files are missing and it may be."""
-    folder = data_root(root) / COLLECTION / dataset.folder
+    folder = dataset.place(root)
     paths = {m: [folder / name for name in dataset.files_of(m, fold)] for m in modalities}
     distinct = list(dict.fromkeys(path for group in paths.values() for path in group))
     missing = [path for path in distinct if not path.is_file()]
@@ -69,14 +82,21 @@ def open_set(
         raise DataError(
             f"{dataset.name}: no file {some(missing, 12)}. Fetch them with "
             f"`python -m scmoe.data fetch {dataset.name}`, set SCMOE_DATA to the folder that "
-            f"holds {COLLECTION}/, or pass allow_standin=True to work with simulated cells"
+            f"holds {dataset.collection or dataset.folder}/, or pass allow_standin=True to work "
+            "with simulated cells"
         )
     if dataset.name == "dyngen":
         cells = _from_obsm(dataset, distinct, modalities)
+    elif dataset.name == "mop":
+        cells = _from_npz(dataset, paths)
     else:
         cells = _from_files(dataset, paths)
+    found = checksums(distinct)
     source, notes = _compare_with_catalogue(dataset, cells, distinct)
-    return Opened(cells, source, notes, {path.name: checksum(path) for path in distinct})
+    pinned = {name: value[:16] for name, value in dataset.checksums.items()}
+    if source == "local" and pinned and found.items() <= pinned.items():
+        source = "published"
+    return Opened(cells, source, notes, found)
 
 
 def _from_files(dataset: Dataset, paths: dict[str, list[Path]]) -> Cells:
@@ -102,6 +122,32 @@ def _from_files(dataset: Dataset, paths: dict[str, list[Path]]) -> Cells:
         adata.obs = adata.obs[[]]  # annotation is about cells, not about one modality
     obsm = {} if spatial is None else {"spatial": np.array(spatial)}
     return Cells(obs, mod, rows, dataset.label_key, dataset.kinds, obsm)
+
+
+def _from_npz(dataset: Dataset, paths: dict[str, list[Path]]) -> Cells:
+    """Mop's layout: sparse counts, features × cells; names of features; a table of cells."""
+    mod = {}
+    for name, (matrix, features, table) in paths.items():
+        try:
+            X = sp.load_npz(matrix).T.tocsr().astype(np.float32)  # never with pickle
+            obs = pd.read_csv(table, index_col=0)
+            names = features.read_text().split()
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+            listed = ", ".join(str(path) for path in (matrix, features, table))
+            raise DataError(
+                f"cannot read one of {listed}: it is damaged ({error}); fetch it again"
+            ) from error
+        columns = [dataset.label_key, "Batch"]
+        if X.shape != (len(obs), len(names)) or not set(columns) <= set(obs):
+            raise DataError(
+                f"{matrix} is {X.shape[0]} cells × {X.shape[1]} features, {table.name} has "
+                f"{len(obs)} cells (columns {some(obs.columns)}) and {features.name} "
+                f"{len(names)} names: they do not belong together; fetch the files again"
+            )
+        obs = obs[columns].rename(columns={"Batch": "batch"}).astype(str).astype("category")
+        mod[name] = AnnData(X, obs=obs[[]], var=pd.DataFrame(index=names))
+    rows = dict.fromkeys(mod, np.arange(len(obs)))
+    return Cells(obs, mod, rows, dataset.label_key, dataset.kinds)
 
 
 def _aligned(adata: AnnData, obs: pd.DataFrame, label_key: str, name: str, files) -> np.ndarray:

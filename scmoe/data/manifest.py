@@ -37,8 +37,9 @@ def read_manifest(folder: Path) -> dict:
     """Read a folder's note; empty where there is none, or none that can be read."""
     try:
         manifest = json.loads((folder / NAME).read_text())
-        return manifest if isinstance(manifest.get("files"), dict) else {}
-    except (OSError, ValueError, AttributeError):
+        entries = manifest["files"].values()
+        return manifest if all(isinstance(entry, dict) for entry in entries) else {}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return {}
 
 

@@ -8,13 +8,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import anndata
+import h5py
 import mudata
 import pandas as pd
+import zarr
 from anndata import AnnData
+from anndata.io import read_elem
 from mudata import MuData
 
-from scmoe.data.cells import make_mudata, quiet
-from scmoe.data.check import DataError, check_unique, some
+from scmoe.data.cells import make_mudata, prefixed, quiet, typed
+from scmoe.data.check import DataError, DataWarning, check_unique, some
+from scmoe.data.screen import reading
+from scmoe.data.write import MARK, restore_names, unescape
 
 FEATURE_TYPES = {"Gene Expression": "rna", "Antibody Capture": "protein", "Peaks": "atac"}
 
@@ -35,13 +40,15 @@ def read(
 
     Returns
     -------
-    MuData whose `obs` has the modalities' columns too, where these agree on the cells they share.
-    Matrices of AnnData given in memory are not copied.
+    MuData whose `obs` has the modalities' columns too, each with its own type: under their own
+    names where modalities are given apart and agree on the cells they share; as "rna:leiden", say,
+    where they come from a MuData's file. Matrices of AnnData given in memory are not copied.
 
     Raises
     ------
     DataError
-        No such file, a damaged one, or one of another format; cells that repeat.
+        No such file, a damaged one, one of another format, or one that might run code or bring in
+        another file's content (see `scmoe.data.screen`); cells that repeat.
     """
     if isinstance(source, MuData):
         return source
@@ -87,20 +94,49 @@ def _open(part) -> AnnData | MuData:
             "h5ad, zarr or 10x h5"
         )
     path = Path(part)
-    if not path.exists():
-        raise DataError(f"no file {path}")
-    readers = {".h5mu": mudata.read_h5mu, ".h5ad": anndata.read_h5ad, ".h5": _read_10x}
-    readers[".zarr"] = mudata.read_zarr if (path / "mod").is_dir() else anndata.read_zarr
-    if path.suffix not in readers:
+    readers = {".h5mu": _read_mudata, ".h5ad": anndata.read_h5ad, ".h5": _read_10x}
+    readers[".zarr"] = _read_mudata if (path / "mod").is_dir() else anndata.read_zarr
+    if path.exists() and path.suffix not in readers:
         raise DataError(f"cannot read {path}: known endings are {some(readers)}")
-    try:
-        with quiet(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about how older files were written
-            return readers[path.suffix](path)
-    except Exception as error:
-        raise DataError(
-            f"cannot read {path}: it is damaged, or not of the format its ending says ({error})"
-        ) from error
+    with reading(path), quiet():
+        return readers[path.suffix](path)
+
+
+def _read_mudata(path: Path) -> MuData:
+    """A MuData's file, whatever version wrote it, with what mudata's own reading changes."""
+    if path.suffix == ".zarr":
+        mdata, file = mudata.read_zarr(path), zarr.open_group(path, mode="r")
+    else:
+        mdata, file = mudata.read_h5mu(path), h5py.File(path, "r")
+    stored, encoder = read_elem(file["obs"]), file.attrs.get("encoder")
+    lost = stored.index[~stored.index.isin(mdata.obs_names)]
+    if len(lost):
+        warnings.warn(
+            f"{path}: {len(lost)} cells have no modality and are left out: {some(lost)}",
+            DataWarning,
+            stacklevel=6,
+        )
+    if stored.index.is_unique:
+        mdata.obs = stored.loc[mdata.obs_names]  # own types: joining tables changes some
+    if isinstance(file, h5py.File):
+        file.close()
+    if encoder == MARK:
+        for part in (*mdata.mod.values(), mdata):
+            restore_names(part)
+        if any(unescape(name) != name for name in mdata.mod):
+            mdata = _renamed(mdata)
+    pulled = {name: column for name, column in prefixed(mdata) if name not in mdata.obs}
+    mdata.obs = pd.concat([mdata.obs, pd.DataFrame(pulled, mdata.obs_names)], axis=1)
+    return mdata
+
+
+def _renamed(mdata: MuData) -> MuData:
+    """The same cells, with the names of modalities as they were before they were escaped."""
+    named = make_mudata({unescape(name): adata for name, adata in mdata.mod.items()}, mdata.obs)
+    for part in ("obsm", "obsp", "uns"):
+        ours = getattr(named, part)
+        ours.update({k: v for k, v in getattr(mdata, part).items() if k not in named.mod})
+    return named
 
 
 def _read_10x(path: Path) -> AnnData:
@@ -132,16 +168,13 @@ def _shared_columns(mod: Mapping[str, AnnData], cells: pd.Index) -> pd.DataFrame
     """The modalities' annotation of cells, by column, where modalities do not disagree."""
     obs = pd.DataFrame(index=cells)
     for column in dict.fromkeys(column for adata in mod.values() for column in adata.obs):
-        merged, *others = (
-            adata.obs[column].astype(object).reindex(cells)
-            for adata in mod.values()
-            if column in adata.obs
-        )
+        parts = [adata.obs[column] for adata in mod.values() if column in adata.obs]
+        merged, *others = (part.astype(object).reindex(cells) for part in parts)
         for other in others:
             both = merged.notna() & other.notna()
             if not merged[both].equals(other[both]):
                 break
             merged = merged.where(merged.notna(), other)
         else:
-            obs[column] = merged.infer_objects()
+            obs[column] = typed(merged, [part.dtype for part in parts])
     return obs

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import reprlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -12,9 +13,9 @@ import pandas as pd
 from mudata import MuData
 from sklearn.model_selection import StratifiedKFold
 
-from scmoe.data.catalog import DATASETS, Dataset
+from scmoe.data.catalog import DATASETS, MOP_BATCHES, Dataset
 from scmoe.data.cells import Cells, keep
-from scmoe.data.check import DataError, check, some
+from scmoe.data.check import DataError, as_text, check, expect, expect_seed, near, some
 from scmoe.data.dyngen import simulate_dyngen
 from scmoe.data.files import Opened, open_set
 from scmoe.data.niche import recompute_niche
@@ -64,15 +65,16 @@ def load(
     allow_standin: bool = False,
     niche: str = "published",
 ) -> Split:
-    """Load one of the four data sets, cut into training, validation and test cells.
+    """Load one of the data sets, cut into training, validation and test cells.
 
     Parameters
     ----------
     name
-        "dyngen", "dbitseq", "patchseq" or "atacseq".
+        "dyngen", "dbitseq", "patchseq", "atacseq" or "mop".
     fold
         One of the set's published folds (see `list_datasets`; 0 is always the first), for
-        dbitseq also "block-0" … "block-4", contiguous fifths of the tissue (see `block_of`).
+        dbitseq also "block-0" … "block-4", contiguous fifths of the tissue (see `block_of`), for
+        mop also one of its batches, "09A" … "09L".
     seed
         Cuts validation cells from the training cells, stratified by group; the published folds
         and the simulated cells do not depend on it.
@@ -98,6 +100,7 @@ def load(
     dataset = DATASETS[name]
     modalities = _known_modalities(dataset, modalities)
     fold = _known_fold(dataset, fold)
+    expect_seed(seed)
     if niche not in ("published", "train"):
         raise ValueError(f"niche is 'published' or 'train', not {niche!r}")
     if niche == "train" and name != "dbitseq":
@@ -214,17 +217,17 @@ def held_out(dataset: Dataset, obs: pd.DataFrame, fold: int | str) -> np.ndarray
     """Which cells the fold tests on, as a mask over `obs`; no seed has a part in it."""
     if isinstance(fold, str) and fold.startswith("block-"):
         return block_of(obs["array_row"], obs["array_col"]) == int(fold.removeprefix("block-"))
-    if dataset.name == "atacseq":
+    if dataset.name == "atacseq" or fold in MOP_BATCHES:
         batch = obs["batch"].astype(str)
         if fold not in set(batch) or batch.nunique() == 1:
             raise DataError(
-                f"atacseq: batch {fold} cannot be held out; batches in these files: "
+                f"{dataset.name}: batch {fold} cannot be held out; batches in these files: "
                 f"{some(sorted(set(batch)), 20)}"
             )
         return (batch == fold).to_numpy()
     if "published_split" in obs:
         return (obs["published_split"] == "test").to_numpy()
-    folds = StratifiedKFold(len(dataset.folds), shuffle=True, random_state=0)
+    folds = StratifiedKFold(dataset.n_folds, shuffle=True, random_state=0)
     labels = obs[dataset.label_key].astype(str)
     if labels.value_counts().max() < folds.n_splits:
         raise DataError(f"{dataset.name}: too few cells a group for {folds.n_splits} folds")
@@ -286,8 +289,8 @@ def split_mudata(
     label_key
         Column of `mdata.obs` with the groups; None: no labels, and splits are not stratified.
     test, val
-        Cell names (a list), a fraction (of the cells not yet taken, stratified), or a tuple
-        (obs column, held-out value or list of values). Default: .2, then .15 of the rest.
+        Cell names, a fraction (of the cells not yet taken, stratified), or a pair of an obs column
+        and a held-out value or list of values. Default: .2, then .15 of the rest.
     seed
         Draws the fractions.
 
@@ -296,10 +299,11 @@ def split_mudata(
     DataError
         Unusable data (see `check`), unknown cells, columns or values, or an empty part.
     """
+    expect_seed(seed)
     notes = check(mdata, label_key)
     cells = Cells.of(mdata, label_key)
     everyone = np.arange(mdata.n_obs)
-    labels = np.zeros(mdata.n_obs) if label_key is None else mdata.obs[label_key].astype(str)
+    labels = np.zeros(mdata.n_obs) if label_key is None else as_text(mdata.obs[label_key])
     labels = np.asarray(labels)
     test_rows = _choose(mdata, labels, everyone, test, TEST_FRACTION, seed, "test")
     rest = np.setdiff1d(everyone, test_rows)
@@ -323,25 +327,37 @@ def _choose(
 ) -> np.ndarray:
     """Rows of `mdata` for one part: a fraction of the pool, an (obs column, value), or names."""
     what = default if what is None else what
+    takes = "a fraction between 0 and 1, names of cells, or (obs column, held-out value)"
     if isinstance(what, (int, float, np.number)):
-        if isinstance(what, bool) or not 0 < what < 1:
-            raise DataError(f"{part}={what}: a fraction lies between 0 and 1")
+        expect(not isinstance(what, bool) and 0 < what < 1, part, what, takes)
         rows = pool[stratified(labels[pool], float(what), seed)]
-    elif isinstance(what, tuple):
-        if len(what) != 2 or what[0] not in mdata.obs:
-            raise DataError(
-                f"{part}={what}: a tuple is (obs column, held-out value); columns: "
-                f"{some(mdata.obs.columns, 20)}. Cell names are given as a list"
-            )
-        column, value = what
-        held = {str(v) for v in (value if isinstance(value, (list, set, tuple)) else [value])}
-        rows = np.flatnonzero(mdata.obs[column].astype(str).isin(held))
-        rows = rows if part == "test" else np.intersect1d(rows, pool)
     else:
-        names = pd.Index([what] if isinstance(what, str) else list(what)).astype(str)
-        rows = mdata.obs_names.get_indexer(names)
-        if (rows < 0).any():
-            raise DataError(f"{part}: no cells called {some(names[rows < 0])}")
+        listed = isinstance(what, Iterable) and not isinstance(what, (Mapping, bytes))
+        expect(listed, part, what, takes)
+        what = [what] if isinstance(what, str) else list(what)
+        names = mdata.obs_names.get_indexer(pd.Index([str(item) for item in what]))
+        pair = len(what) == 2 and isinstance(what[0], str) and what[0] in mdata.obs
+        if pair and (names >= 0).all():
+            raise DataError(f"{part}={what}: '{what[0]}' is a cell and a column; rename the column")
+        if pair:
+            rows = _having(mdata, *what)
+            rows = rows if part == "test" else np.intersect1d(rows, pool)
+        else:
+            unknown = [str(item) for item, row in zip(what, names, strict=True) if row < 0]
+            if unknown:
+                raise DataError(
+                    f"{part}: no cells called {some(unknown)}, and no column of obs to hold out "
+                    f"by; columns: {some(mdata.obs.columns, 20)}"
+                    f"{near(unknown[0], [*mdata.obs.columns, *mdata.obs_names[:10_000]])}"
+                )
+            rows = names
     if not len(rows):
-        raise DataError(f"{part}={what!r} holds out no cell")
+        raise DataError(f"{part}={reprlib.repr(what)} holds out no cell")
     return np.unique(rows)
+
+
+def _having(mdata: MuData, column: str, held) -> np.ndarray:
+    """Rows of the cells that have one of these values in a column of obs."""
+    held = held if isinstance(held, (list, set, tuple, np.ndarray)) else [held]
+    values, held = as_text(mdata.obs[column]), {as_text(pd.Series([v])).iloc[0] for v in held}
+    return np.flatnonzero(values.isin(held) & mdata.obs[column].notna())

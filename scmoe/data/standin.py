@@ -19,7 +19,7 @@ from scipy.ndimage import gaussian_filter
 from scipy.optimize import linear_sum_assignment
 from scipy.sparse import csr_matrix
 
-from scmoe.data.catalog import BMMC_BATCHES
+from scmoe.data.catalog import BMMC_BATCHES, MOP_BATCHES
 from scmoe.data.cells import make_mudata
 from scmoe.data.morphology import simulate_morphology, standardised
 from scmoe.data.niche import recompute_niche
@@ -61,7 +61,8 @@ def standin(name: str, seed: int = 0) -> MuData:
     ----------
     name
         ``"dbitseq"`` (936 pixels: rna 568, protein 22, niche 568), ``"patchseq"`` (448 cells: rna
-        1252, ephys 68, morph 514) or ``"atacseq"`` (1,560 cells: atac 1,000 peaks, rna 600).
+        1252, ephys 68, morph 514), ``"atacseq"`` (1,560 cells: atac 1,000 peaks, rna 600)
+        or ``"mop"`` (1,200 nuclei: rna 300, atac 1,000 peaks, both counts).
     seed
         The cells depend on this number and on nothing else.
 
@@ -354,6 +355,52 @@ def _atacseq(rng: np.random.Generator) -> MuData:
     )
 
 
+# --------------------------------------------------------------------------------------- mop
+
+# Mouse cortex: class -> {type: share in per cent}
+MOP_GROUPS = {
+    "excitatory": {
+        "E2Rasgrf2": 22, "E3Rorb": 14, "E6Tle4": 12, "E4Il1rapl2": 6, "E5Galnt14": 5,
+        "E4Thsd7a": 5, "E5Parm1": 3, "E3Rmst": 2.3, "E5Sulf1": 2.2, "Clau": 1.5, "E5Tshz2": 1,
+    },
+    "inhibitory": {"InP": 2.7, "InS": 2, "InV": 1.5, "InN": 1.5},
+    "glia": {"Ast": 4.5, "OliM": 3, "OPC": 1.5, "Mic": 1.5, "OliI": 1, "Endo": 1, "Peri": 1},
+    "rest": {"Mis": 11},
+}  # fmt: skip
+
+
+def _mop(rng: np.random.Generator) -> MuData:
+    share = {name: part for types in MOP_GROUPS.values() for name, part in types.items()}
+    parents = np.repeat(np.arange(len(MOP_GROUPS)), [len(v) for v in MOP_GROUPS.values()])
+    batch = _shuffled([100] * len(MOP_BATCHES), rng)
+    sizes = np.maximum(12, np.array(list(share.values())) / sum(share.values()) * len(batch))
+    group = rng.choice(np.repeat(np.arange(len(share)), sizes.astype(int)), len(batch))
+    state = rng.normal(size=(len(batch), 6))
+
+    def counted(n: int, base: float, spread: float, own: float) -> csr_matrix:
+        """Counts of a class's and a type's features, by state, batch and depth."""
+        log_rate = (
+            rng.normal(base, spread, n)
+            + _profiles(parents, n, rng, (0.2, own), (0.1, own))[group]
+            + state @ rng.normal(0, 0.15, (6, n))
+            + rng.normal(0, 0.05, (len(MOP_BATCHES), n))[batch]
+            + rng.normal(0, 0.35, (len(batch), 1))
+        )
+        return csr_matrix(_counts(np.exp(log_rate), 0.4, rng))
+
+    rna, atac = counted(300, -2.0, 1.3, 1.2), counted(1000, -4.6, 0.7, 0.8)
+    names = [f"{MOP_BATCHES[b]}_{i:04d}" for i, b in enumerate(batch)]
+    obs = pd.DataFrame(
+        {
+            "Ident": np.array(list(share), dtype=object)[group],
+            "batch": np.array(MOP_BATCHES, dtype=object)[batch],
+        },
+        index=names,
+    )
+    peaks = [f"chr1_{1000 * i}_{1000 * i + 300}" for i in range(1, 1001)]
+    return _assemble({"rna": (rna, _names("gene", 300)), "atac": (atac, peaks)}, obs)
+
+
 def _normalise_and_scale(counts: np.ndarray) -> np.ndarray:
     """Library-size normalise, log1p, standardise over all cells and clip at 4, as the originals."""
     total = counts.sum(1, keepdims=True)
@@ -366,10 +413,13 @@ _STANDINS: dict[str, Callable[[np.random.Generator], MuData]] = {
     "dbitseq": _dbitseq,
     "patchseq": _patchseq,
     "atacseq": _atacseq,
+    "mop": _mop,
 }
 _SIZE = {
     "dbitseq": "of the size of the original (936 pixels; 568 + 22 + 568 features)",
     "patchseq": "of the size of the original (448 cells; 1252 + 68 + 514 features)",
     "atacseq": "smaller than the original: 1,560 of 69,249 cells (1/44), 1,000 of 13,634 peaks "
     "(1/14), 600 of 4,000 genes (1/7)",
+    "mop": "smaller than the original: 1,200 of 10,309 nuclei (1/9), 300 of 1,677 genes (1/6), "
+    "1,000 of 25,734 peaks (1/26)",
 }

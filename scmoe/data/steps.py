@@ -7,11 +7,13 @@ and sends zero to zero, so that sparse blocks stay sparse.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
+
+from scmoe.data.blocks import gaps
 
 TF_IDF_TOTAL = 1e4  # a cell's total before the logarithm, as in Signac (Stuart et al. 2021)
 LARGEST_LOG = 50.0  # no measurement reaches it, and its exponential is still a float32
@@ -23,8 +25,9 @@ class Fitted:
 
     `names` are all measured features, `used` marks those that vary. Per used feature: `mean` and
     `scale` of the values after the step, and `idf` (peaks). Per measured feature: `constant`, the
-    training mean as measured. `per_cell` is a typical cell's total (counts, peaks) or geometric
-    mean (protein).
+    training mean as measured (NaN where no cell has it), with which missing values are filled.
+    `per_cell` is a typical cell's total (counts, peaks) or geometric mean (protein). `look` is
+    what the values look like (see `scmoe.data.kinds.other_kind`); empty: not known.
     """
 
     kind: str
@@ -37,6 +40,18 @@ class Fitted:
     idf: np.ndarray
     mean: np.ndarray
     scale: np.ndarray
+    look: dict[str, float] = field(default_factory=dict)
+
+    def fill(self, block, columns: np.ndarray | None = None):
+        """The block with its missing values filled; `columns` are those of the measured features.
+
+        What is on or off is filled with what most cells have.
+        """
+        if (missing := gaps(block)) is None:
+            return block
+        typical = np.rint(self.constant) if self.kind == "binary" else self.constant
+        typical = np.nan_to_num(typical if columns is None else typical[columns])
+        return np.where(missing, typical, block)
 
 
 def step(block, fitted: Fitted):
@@ -67,28 +82,32 @@ def unstep(block: np.ndarray, fitted: Fitted) -> np.ndarray:
 
 
 def moments(blocks: Iterable, n_features: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean, standard deviation and largest absolute value of each feature.
+    """Mean, standard deviation and largest absolute value of each feature, of what is not NaN.
 
     Blocks are merged by the pairwise update of Chan, Golub and LeVeque (1983), which stays
-    accurate where the mean is large against the deviation.
+    accurate where the mean is large against the deviation. The mean of nothing is NaN.
     """
     n, mean, m2, largest = 0, np.zeros(n_features), np.zeros(n_features), np.zeros(n_features)
     for block in blocks:
         k = block.shape[0]
-        block_mean = column_sums(block) / k
         if sp.issparse(block):
+            block_mean = column_sums(block) / k
             deviation = (block.data - block_mean[block.indices]) ** 2
             zeros = k - np.bincount(block.indices, minlength=n_features)
             block_m2 = np.bincount(block.indices, deviation, n_features) + zeros * block_mean**2
             np.maximum.at(largest, block.indices, np.abs(block.data))
         else:
-            block_m2 = ((block - block_mean) ** 2).sum(axis=0)
-            np.maximum(largest, np.abs(block).max(axis=0), out=largest)
+            if (missing := gaps(block)) is not None:
+                k = k - missing.sum(axis=0)
+            block_mean = np.nansum(block, axis=0) / np.maximum(k, 1)
+            block_m2 = np.nansum((block - block_mean) ** 2, axis=0)
+            np.fmax(largest, np.fmax.reduce(np.abs(block), axis=0), out=largest)
         delta = block_mean - mean
-        mean += delta * (k / (n + k))
-        m2 += block_m2 + delta**2 * (n * k / (n + k))
-        n += k
-    return mean, np.sqrt(m2 / n), largest
+        both = np.maximum(n + k, 1)
+        mean += delta * (k / both)
+        m2 += block_m2 + delta**2 * (n * k / both)
+        n = n + k
+    return np.where(n, mean, np.nan), np.sqrt(m2 / np.maximum(n, 1)), largest
 
 
 def totals(block) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from numbers import Real
 
 import numpy as np
 import pandas as pd
@@ -10,10 +11,21 @@ import scipy.sparse as sp
 from anndata import AnnData
 from mudata import MuData
 
-from scmoe.data.blocks import is_sparse, matrix, row_blocks
+from scmoe.data.blocks import gaps, is_sparse, matrix, row_blocks
 from scmoe.data.cells import make_mudata
-from scmoe.data.check import DataError, check, check_cells, check_modality, select_modalities, some
-from scmoe.data.kinds import AS_IS, KINDS, LOG_SCALE, NON_NEGATIVE, recognise
+from scmoe.data.check import (
+    DataError,
+    check,
+    check_cells,
+    check_modality,
+    expect,
+    expect_known,
+    expect_mudata,
+    near,
+    select_modalities,
+    some,
+)
+from scmoe.data.kinds import AS_IS, KINDS, LOG_SCALE, NON_NEGATIVE, other_kind, recognise, summarise
 from scmoe.data.steps import (
     Fitted,
     apply,
@@ -34,7 +46,7 @@ VARIES = 1e-6
 # .821, R² from electrophysiology .097 to .106).
 LEAST_SCALE = 0.5
 ARRAYS = ("used", "constant", "idf", "mean", "scale")
-VALUES = ("kind", "why", "sparse", "per_cell")
+VALUES = ("kind", "why", "sparse", "per_cell", "look")
 
 
 class Transform:
@@ -55,7 +67,9 @@ class Transform:
     To standardise is to subtract the mean, divide by the standard deviation (counts, normalised,
     protein: by at least half the features' median one) and clip what lies more than `clip` of
     these from the mean. A sparse modality stays sparse: all but the subtraction is done. Features
-    that do not vary over the training cells are dropped.
+    that do not vary over the training cells are dropped. A dense modality's missing values (NaN)
+    have no part in what is fitted; they are filled with the feature's mean over the training
+    cells. A cell all of whose values are missing lacks the modality.
 
     Parameters
     ----------
@@ -67,16 +81,16 @@ class Transform:
 
     Raises
     ------
-    ValueError
+    DataError
         Unknown kind, or a clip that is not positive.
     """
 
     def __init__(self, kinds: Mapping[str, str] | None = None, clip: float = 10.0):
-        unknown = [kind for kind in (kinds or {}).values() if kind not in KINDS]
-        if unknown:
-            raise ValueError(f"unknown kind {some(unknown)}; there are: {some(KINDS, 20)}")
-        if not clip > 0:
-            raise ValueError(f"clip is a positive number, not {clip!r}")
+        expect(kinds is None or isinstance(kinds, Mapping), "kinds", kinds, "a dict by modality")
+        for kind in (kinds or {}).values():
+            expect_known("kinds", kind, KINDS)
+        number = isinstance(clip, Real) and not isinstance(clip, bool)
+        expect(number and 0 < clip < np.inf, "clip", clip, "a positive number")
         self.clip = float(clip)
         self._stated = dict(kinds or {})
         self._fitted: dict[str, Fitted] = {}
@@ -128,14 +142,22 @@ class Transform:
         check(train)
         unknown = [name for name in self._stated if name not in train.mod]
         if unknown:
-            raise DataError(f"kinds given for {some(unknown)}; there are: {some(train.mod, 20)}")
+            raise DataError(
+                f"kinds given for {some(unknown)}; there are: {some(train.mod, 20)}"
+                f"{near(unknown[0], train.mod)}"
+            )
         self._fitted = {name: self._fit(name, train.mod[name]) for name in train.mod}
         return self
 
     def _fit(self, name: str, adata: AnnData) -> Fitted:
         X = matrix(adata)
-        kind, why, smallest = recognise(name, adata, X, self._stated.get(name))
-        _refuse_negative(name, kind, smallest)
+        seen = summarise(X)
+        kind, why = recognise(name, adata, seen, self._stated.get(name))
+        if seen.n_missing:
+            why += f"; {seen.n_missing:,} missing values filled"
+            adata = _measured(adata)
+            X = matrix(adata)
+        _refuse_negative(name, kind, seen.smallest)
         constant, sd, largest = moments(_blocks(X), X.shape[1])
         used = sd > VARIES * largest
         if not used.any():
@@ -146,12 +168,16 @@ class Transform:
         n = int(used.sum())
         fitted = Fitted(
             kind, why, is_sparse(X), adata.var_names.astype(str), used, constant,
-            per_cell=1.0, idf=np.ones(n), mean=np.zeros(n), scale=np.ones(n),
+            per_cell=1.0, idf=np.ones(n), mean=np.zeros(n), scale=np.ones(n), look=seen.look(),
         )  # fmt: skip
         columns = None if used.all() else np.flatnonzero(used)
-        _fit_step(fitted, lambda: _blocks(X, columns), adata.n_obs)
+        filled = lambda: (fitted.fill(b, columns) for b in _blocks(X, columns))  # noqa: E731
+        _fit_step(fitted, filled, adata.n_obs)
         if kind not in AS_IS:
-            stepped = (step(block, fitted) for block in _blocks(X, columns))
+            stepped = (
+                _emptied(step(fitted.fill(block, columns), fitted), block)
+                for block in _blocks(X, columns)
+            )
             fitted.mean, sd, _ = moments(stepped, n)
             fitted.scale = _scale_of(kind, sd)
         return fitted
@@ -180,12 +206,12 @@ class Transform:
         Raises
         ------
         DataError
-            A modality absent or not fitted, features missing, or values unusable.
+            A modality absent or not fitted, features missing, or values unusable or of another
+            kind than the training cells'.
         """
         if not self._fitted:
             raise ValueError("this Transform is not fitted; call fit(train) first")
-        if not isinstance(mdata, MuData):
-            raise DataError(f"expected a MuData, got {type(mdata).__name__}; see scmoe.data.read")
+        expect_mudata(mdata)
         if modalities is None:
             modalities = [name for name in self._fitted if name in mdata.mod]
             if not modalities:
@@ -201,12 +227,26 @@ class Transform:
         return make_mudata(mod, mdata.obs)
 
     def _transform(self, name: str, adata: AnnData) -> AnnData:
-        fitted = self._fitted[name]
+        fitted, missing = self._fitted[name], 0
         if adata.n_obs:
-            check_modality(adata, name)
+            seen = check_modality(adata, name)
+            missing = seen.n_missing
+            if kinds := other_kind(fitted.kind, fitted.look, seen):
+                raise DataError(
+                    f"modality '{name}' is of another kind than in training: the training cells' "
+                    f"values were {kinds[0]}, these cells' are {kinds[1]}; give values of the "
+                    "training cells' kind"
+                )
         columns = self._columns_of(name, adata)
+        if missing:
+            adata = _measured(adata)
         X = matrix(adata)
-        if fitted.kind != "scaled" or columns is not None or not _is_plain(X, fitted.sparse):
+        if (
+            missing
+            or fitted.kind != "scaled"
+            or columns is not None
+            or not _is_plain(X, fitted.sparse)
+        ):
             X = self._values(name, X, columns)
         obs = pd.DataFrame(index=adata.obs_names)
         return AnnData(X, obs=obs, var=pd.DataFrame(index=fitted.names[fitted.used]))
@@ -219,7 +259,9 @@ class Transform:
         if not fitted.sparse:
             out = np.empty(shape, np.float32)
         start = 0
+        measured = np.flatnonzero(fitted.used)
         for block in _blocks(X, columns):
+            block = fitted.fill(block, measured)
             if fitted.kind in NON_NEGATIVE and shape[1]:
                 _refuse_negative(name, fitted.kind, block.min())
             block = self._scaled(step(block, fitted), fitted)
@@ -278,7 +320,8 @@ class Transform:
 
         Returns
         -------
-        (n, measured features) float32; a feature that did not vary has its training value.
+        (n, measured features) float32; a feature that did not vary has its training value, one
+        that no training cell has is NaN.
         """
         if modality not in self._fitted:
             raise DataError(f"not fitted on '{modality}'; fitted on {some(self._fitted, 20)}")
@@ -313,13 +356,51 @@ class Transform:
 
     @classmethod
     def from_state(cls, meta: Mapping, arrays: Mapping[str, np.ndarray]) -> Transform:
-        """Restore what `state` gave."""
+        """Restore what `state` gave.
+
+        Raises
+        ------
+        ValueError
+            It is none: something is missing, of another size, or no number.
+        """
         transform = cls(clip=meta["clip"])
         for name, fields in meta["modalities"].items():
-            fields = {**fields, "names": pd.Index(fields["names"], dtype=object)}
-            fields |= {key: np.asarray(arrays[f"{name}/{key}"]) for key in ARRAYS}
-            transform._fitted[name] = Fitted(**fields)
+            try:
+                known = {key: fields[key] for key in VALUES if key != "look"}
+                known |= {key: np.asarray(arrays[f"{name}/{key}"]) for key in ARRAYS}
+                names = pd.Index(fields["names"], dtype=object)
+                fitted = Fitted(names=names, look=fields.get("look", {}), **known)
+            except (KeyError, TypeError) as error:
+                raise ValueError(f"transform of modality '{name}': {error} is missing") from error
+            if not _fits(fitted):
+                raise ValueError(f"transform of modality '{name}': its values do not fit together")
+            transform._fitted[name] = fitted
         return transform
+
+
+def _fits(fitted: Fitted) -> bool:
+    """Whether a restored modality's parts are of the sizes and kinds that fitting gives them."""
+    n, used = len(fitted.names), fitted.used
+    return (
+        fitted.kind in KINDS
+        and used.shape == fitted.constant.shape == (n,)
+        and used.dtype == bool
+        and all(getattr(fitted, key).shape == (used.sum(),) for key in ("idf", "mean", "scale"))
+        and all(np.isfinite(getattr(fitted, key)).all() for key in ("idf", "mean", "per_cell"))
+        and bool((fitted.scale > 0).all())
+    )
+
+
+def _measured(adata: AnnData) -> AnnData:
+    """The cells of which some value is not missing; the same object where these are all."""
+    empty = [np.isnan(block).all(axis=1) for _, block in row_blocks(matrix(adata))]
+    return adata[~np.concatenate(empty)] if np.any(np.concatenate(empty)) else adata
+
+
+def _emptied(block, measured):
+    """Take back what was filled."""
+    missing = gaps(measured)
+    return block if missing is None else np.where(missing, np.nan, block)
 
 
 def _blocks(X, columns: np.ndarray | None = None) -> Iterator:

@@ -58,8 +58,8 @@ class Explanation:
         and growth of resident memory; on a GPU, seconds by the clock and allocated memory.
     shares, share_names
         Expert-resolved only: modality -> `(n_shares, n_cells, n_outputs, n_features)`; the sum over
-        shares is `values`. Shares are the linear path, the network's residual stream (no expert)
-        and each expert of the last layer.
+        shares is `values`. Shares are the linear part, the networks' residual streams (no expert)
+        and each expert of the last layer, of every member.
     """
 
     method: str
@@ -191,7 +191,7 @@ def explain_answer(
     """Explain a question that is put already; `own`: each cell's largest answer alone."""
     budget = BUDGETS.get(method) if budget is None else budget
     shares, names = None, []
-    with _metered(answer.network) as cost:
+    with _metered(answer.device) as cost:
         if method in gradients.EXPLAINERS:
             explainer = gradients.EXPLAINERS[method]
             parts = explainer(answer, mdata, background, own, budget, progress)
@@ -259,9 +259,9 @@ def compare_attributions(
 
 
 @contextmanager
-def _metered(network):
+def _metered(device):
     """Fill a list with seconds and growth of memory in MB, when the block is left."""
-    cuda = network.position.device.type == "cuda"
+    cuda = device.type == "cuda"
     process, cost, peak, done = psutil.Process(), [], [0], threading.Event()
 
     def watch():

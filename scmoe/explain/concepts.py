@@ -6,8 +6,8 @@ modality tells whether the concept can be read there (its accuracy on held-out c
 direction (the concept activation vector, CAV). The derivative of a group's centred logit along that
 direction tells whether the network uses it. Tokens are taken before attention, or after attention
 and before the experts: what lies between there and the answer is not linear, so that cells can
-differ in their derivatives. The linear path reads features, not tokens: it has no part in this, and
-logits here are the network's own, however much of them the model uses (`group_scale`).
+differ in their derivatives. The linear part has no tokens: logits here are the experts' own.
+Tokens of all members stand side by side.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from scipy.stats import false_discovery_control, norm
 from sklearn.model_selection import StratifiedKFold
 
 from scmoe.explain.answer import Answer
-from scmoe.explain.gradients import captured, through_experts
+from scmoe.explain.gradients import captured, expert_names, through_experts
 
 Place = Literal["before", "after"]
 FEWEST = 8  # cells on either side of a concept, below which no probe is fitted
@@ -106,19 +106,26 @@ class Concept:
 
 
 def tokens(model, mdata: MuData, place: Place = "after") -> np.ndarray:
-    """Tokens of every cell `(n_cells, M, P, d)`, before attention or between it and experts."""
-    parts = []
-    for batch in model.tensors(mdata).batches(256):
-        with captured(model.network_.eval()) as seen, torch.no_grad():
-            model.network_.encode(batch.x, batch.present)
-        parts.append(seen["embedded" if place == "before" else "stream"].cpu().numpy())
+    """Tokens of every cell `(n_cells, M, P, K*d)`, before the first layer or before experts."""
+    parts, part = [], getattr(model, "experts", model)
+    for batch in part.tensors(mdata).batches(256):
+        with captured(part.network_.eval()) as seen, torch.no_grad():
+            part.network_.encode(batch.x, batch.present)
+        parts.append(_beside(seen["embedded" if place == "before" else "stream"][-1]))
     return np.concatenate(parts)
+
+
+def _beside(values) -> np.ndarray:
+    """Members' tokens `(..., K, B, M, P, d)` side by side, `(..., B, M, P, K*d)`."""
+    values = values.detach().cpu().numpy()
+    moved = np.moveaxis(values, -5, -2)
+    return moved.reshape(*moved.shape[:-2], -1)
 
 
 def gradients(
     model, mdata: MuData, groups: Sequence[str], place: Place = "after", experts: bool = False
 ) -> np.ndarray:
-    """Gradients of the groups' centred logits at the tokens, `(n_groups, n_cells, M, P, d)`.
+    """Gradients of the groups' centred logits at the tokens, `(n_groups, n_cells, M, P, K*d)`.
 
     With `experts` (only after attention) `(1 + E, n_groups, …)`: past the experts, through each.
     """
@@ -131,13 +138,14 @@ def gradients(
         per_group = []
         for k in range(len(groups)):
             if experts:
-                (at,) = torch.autograd.grad(out[:, k].sum(), seen["mixed"], retain_graph=True)
-                shares = through_experts(answer.network.layers[-1], seen["stream"], at)
+                at = seen["mixed"][-1]
+                (at,) = torch.autograd.grad(out[:, k].sum(), at, retain_graph=True)
+                shares = through_experts(answer.network.layers[-1], seen["stream"][-1], at)
                 per_group.append(torch.stack(shares))
             else:
-                at = seen["embedded" if place == "before" else "stream"]
+                at = seen["embedded" if place == "before" else "stream"][-1]
                 per_group.append(torch.autograd.grad(out[:, k].sum(), at, retain_graph=True)[0])
-        parts.append(torch.stack(per_group, 1 if experts else 0).cpu().numpy())
+        parts.append(_beside(torch.stack(per_group, 1 if experts else 0)))
     return np.concatenate(parts, axis=2 if experts else 1)
 
 
@@ -297,7 +305,8 @@ def expert_map(
         vector = probes(acts[:, i], [concept], seed)[1][0]
         for k, group in enumerate(groups):
             rows[modality, group] = (grads[:, k, predicted == group, i] @ vector).mean(1)
-    columns = ["no expert", *(f"expert {e}" for e in range(len(grads) - 1))]
+    sizes = model.config.model
+    columns = ["no expert", *expert_names(sizes.members, sizes.n_experts)]
     return pd.DataFrame(np.stack(list(rows.values())), pd.MultiIndex.from_tuples(rows), columns)
 
 

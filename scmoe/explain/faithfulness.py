@@ -112,7 +112,7 @@ def _curves(answer, x, draws, own, ranks) -> np.ndarray:
 @torch.no_grad()
 def _answers(answer, rows: torch.Tensor) -> torch.Tensor:
     """Answers `(N, K)` about cells given as rows of all sources' features side by side."""
-    widths = [answer.network.n_features[i] for i in answer.sources]
+    widths = answer.widths
     return torch.cat([answer(*part.split(widths, 1)) for part in rows.split(1024)])
 
 

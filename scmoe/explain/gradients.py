@@ -26,58 +26,73 @@ def gradient_x_input(answer, mdata, background, own, budget, progress):
 
 
 def expert_gradient_x_input(answer, mdata, background, own, budget, progress):
-    """Yield, per batch, `(S, B, K, F)` of each source: linear path, no expert, every expert."""
+    """Yield, per batch, `(S, B, K, F)` of each source: linear part, no expert, every expert."""
     means = answer.means(background)
     for x, present in _bar(answer.batches(mdata), progress):
         x = [values.requires_grad_() for values in x]
-        linear = answer.linear_part(*x, present=present)
+        whole = answer(*x, present=present)
         with captured(answer.network) as seen:
             out = answer.network_part(*x, present=present)
-        cotangents = _cotangents(linear + out, own)
         shares = [[] for _ in share_names(answer)]
-        for c in cotangents:
-            shares[0].append(_grad(linear, x, c))
-            (at_tokens,) = torch.autograd.grad(out, seen["mixed"], c, retain_graph=True)
-            through = through_experts(answer.network.layers[-1], seen["stream"], at_tokens)
-            for share, at_stream in zip(shares[1:], through, strict=True):
-                share.append(_grad(seen["stream"], x, at_stream))
+        for c in _cotangents(whole, own):
+            total = _grad(whole, x, c)
+            through = [[torch.zeros_like(v) for v in x] for _ in shares[1:]]
+            at_all = torch.autograd.grad(
+                out, seen["mixed"], c, retain_graph=True, allow_unused=True,
+                materialize_grads=True,
+            )  # fmt: skip
+            for stream, at_tokens in zip(seen["stream"], at_all, strict=True):
+                parts = through_experts(answer.network.layers[-1], stream, at_tokens)
+                for share, at_stream in zip(through, parts, strict=True):
+                    for sum_, grad in zip(share, _grad(stream, x, at_stream), strict=True):
+                        sum_ += grad
+            by_network = [sum(parts) for parts in zip(*through, strict=True)]
+            shares[0].append([t - n for t, n in zip(total, by_network, strict=True)])
+            for share, grads in zip(shares[1:], through, strict=True):
+                share.append(grads)
         yield _times_input(shares, x, means, present, answer)
 
 
 def through_experts(layer, stream: Tensor, at_tokens: Tensor) -> list[Tensor]:
-    """Gradients at the residual stream `(B, M, P, d)`: past the experts, then through each.
+    """Gradients at the residual stream `(K, B, M, P, d)`: past the experts, then through each.
 
     A token leaves as stream + sum over its experts e of y_e, y_e = gate_e · expert_e(stream).
-    The gradient through y_e, gate and all, is the share of expert e.
+    The gradient through y_e, gate and all, is the share of expert e. Experts of the first member
+    come first.
     """
     leaf = stream.detach().requires_grad_()
-    b, m, p, d = leaf.shape
     normed = layer.norm2(leaf)
-    routing = layer.router(normed, torch.ones(b, m, dtype=torch.bool, device=leaf.device))
-    k = routing.experts.shape[-1]
-    each = layer.experts.each(normed.reshape(-1, d), routing.experts.reshape(-1, k))
-    gated = each.view(b, m, p, k, d) * routing.weights[..., None]
-    at_tokens = at_tokens.view(b, m, p, d)
-    per_expert = leaf.new_zeros(layer.experts.n_experts, b, m, p, d)
-    for slot in range(k):
+    present = torch.ones(leaf.shape[:3], dtype=torch.bool, device=leaf.device)
+    routing = layer.router(normed, present)
+    gated = layer.experts.each(normed, routing.experts) * routing.weights[..., None]
+    members, e = len(leaf), layer.experts.n_experts
+    per_expert = leaf.new_zeros(e, *leaf.shape)
+    for slot in range(routing.experts.shape[-1]):
         (grad,) = torch.autograd.grad(gated[..., slot, :], leaf, at_tokens, retain_graph=True)
-        index = routing.experts[..., slot].expand(d, -1, -1, -1).permute(1, 2, 3, 0)
+        index = routing.experts[..., slot, None].expand_as(leaf)
         per_expert.scatter_add_(0, index[None], grad[None])
-    return [at_tokens, *per_expert]
+    alone = []
+    for k in range(members):
+        for expert in range(e):
+            share = torch.zeros_like(leaf)
+            share[k] = per_expert[expert, k]
+            alone.append(share)
+    return [at_tokens, *alone]
 
 
 @contextmanager
 def captured(network):
-    """Collect parts of the graph: tokens `embedded` before attention, the last layer's residual
-    `stream` before its experts `(B, M, P, d)`, and what these made of it, `mixed` `(B*M*P, d)`.
+    """Collect parts of the graph, a list entry for each pass: tokens `embedded` before the first
+    layer, the last layer's residual `stream` before its experts, and what these made of it,
+    `mixed`; all `(K, B, M, P, d)`.
     """
-    layer, seen = network.layers[-1], {}
+    layer, seen = network.layers[-1], {"embedded": [], "stream": [], "mixed": []}
     hooks = [
-        network.layers[0].norm1.register_forward_hook(
-            lambda _, args, out: seen.update(embedded=args[0])
+        network.layers[0].register_forward_pre_hook(
+            lambda _, args: seen["embedded"].append(args[0])
         ),
-        layer.norm2.register_forward_hook(lambda _, args, out: seen.update(stream=args[0])),
-        layer.experts.register_forward_hook(lambda _, args, out: seen.update(mixed=out)),
+        layer.norm2.register_forward_hook(lambda _, args, out: seen["stream"].append(args[0])),
+        layer.experts.register_forward_hook(lambda _, args, out: seen["mixed"].append(out)),
     ]
     try:
         yield seen
@@ -114,8 +129,14 @@ def _times_input(shares, x, means, present, answer) -> list[np.ndarray]:
 
 def share_names(answer) -> list[str]:
     """Names of the shares that the expert-resolved gradient is split into."""
-    experts = range(answer.network.config.n_experts)
-    return ["linear path", "no expert", *(f"expert {e}" for e in experts)]
+    sizes = answer.network.config
+    return ["linear part", "no expert", *expert_names(sizes.members, sizes.n_experts)]
+
+
+def expert_names(members: int, n_experts: int) -> list[str]:
+    """Names of all experts; expert 3 of one member is another one than that of the next."""
+    one = [f"expert {e}" for e in range(n_experts)]
+    return one if members == 1 else [f"member {k} {name}" for k in range(members) for name in one]
 
 
 # --- integrated gradients, routing ---
@@ -185,17 +206,21 @@ def routing_relevance(answer, mdata, background, own, budget, progress):
 
 @torch.no_grad()
 def _gates(answer, x, present) -> tuple[Tensor, Tensor]:
-    """Gates of the last layer over all experts `(B, M, P, E)`, and the answers `(B, K)`."""
+    """Gates of the last layer over all members' experts `(B, M, P, K*E)`, and answers `(B, K)`."""
     full, read = answer._arguments(x, present)
     view = "joint" if answer.target is None else "alone"
-    routing = answer.network.encode(full, read, view).routing[-1]
+    z = [None if v is None else answer._scores(i, v) for i, v in enumerate(full)]
+    z = [None if v is None else v[None, :, : answer.network.n_features[i]] for i, v in enumerate(z)]
+    routing = answer.network.encode(z, read[None], view).routing[-1]
     gates = torch.zeros_like(routing.probs).scatter(-1, routing.experts, routing.weights)
+    gates = gates.permute(1, 2, 3, 0, 4).flatten(3) / len(gates)
     return gates * read[:, :, None, None], answer(*x, present=present)
 
 
 def _spread(answer, i: int, tokens: Tensor, x: Tensor) -> np.ndarray:
     """Relevance of tokens `(B, K, P)` shared among their features, `(1, B, K, F)`."""
-    size, n_features = answer.network.patch_sizes[i], x.shape[1]
+    n_patches, n_features = answer.network.n_patches, x.shape[1]
+    size = -(-n_features // n_patches)
     patch = torch.arange(n_features, device=x.device) // size
     count = torch.bincount(patch, minlength=tokens.shape[-1]).clamp(min=1)
     return (tokens / count)[:, :, patch][None].cpu().numpy()

@@ -114,21 +114,36 @@ def correlations(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def randomised(model, seed: int = 0):
-    """The same architecture with weights drawn anew, linear path and all (Adebayo et al. 2018).
+    """The same architecture with weights drawn anew, linear part and all (Adebayo et al. 2018).
 
-    Weights of the network are initialised again; those of the linear path are permuted within
-    each matrix, which keeps their sizes.
+    Weights of the networks are initialised again; those of the linear part are permuted within
+    each matrix, which keeps their sizes. Components and what weighs views and parts stay.
     """
     other = copy.copy(model)
-    other.seed, linear = seed, copy.deepcopy(model.network_.linear)
-    generator = torch.Generator().manual_seed(seed)
-    if linear is not None:
-        for name, values in linear.named_buffers():
-            if name.startswith(("components", "pair", "group_weight")):
-                order = torch.randperm(values.numel(), generator=generator).to(values.device)
-                values.copy_(values.flatten()[order].view_as(values))
-    other.network_ = other._network(model.network_.n_features, linear)
-    other.network_.to(model.network_.position.device).eval()
-    other.network_.group_scale.copy_(model.network_.group_scale)
-    other.network_.pair_scale.copy_(model.network_.pair_scale)
+    if hasattr(model, "experts"):
+        other.experts = randomised(model.experts, seed)
+        other.linear = None if model.linear is None else _permuted(model.linear, seed)
+        return other
+    network = model.network_
+    other.seed = seed
+    other.network_ = other._network(network.n_features, len(model.groups_))
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for weights in other.network_.parameters():
+            if not weights.any():  # what starts at 0 would answer nothing
+                weights.normal_(std=weights.shape[-1] ** -0.5)
+    other.network_.to(network.position.device).eval()
+    return other
+
+
+def _permuted(linear, seed: int):
+    other, rng = copy.copy(linear), np.random.default_rng(seed)
+    other.heads_ = [
+        head._replace(weights=rng.permutation(head.weights.ravel()).reshape(head.weights.shape))
+        for head in linear.heads_
+    ]
+    other.maps_ = {
+        pair: [*(rng.permutation(m.ravel()).reshape(m.shape) for m in maps[:-1]), maps[-1]]
+        for pair, maps in linear.maps_.items()
+    }
     return other

@@ -23,10 +23,15 @@ TINY = np.finfo(float).tiny
 
 
 def gates(routing: AnnData) -> np.ndarray:
-    """Gate weights of the last layer, `(n_cells, M, P, E)`; a token's sum to 1 (0 where absent)."""
+    """Gate weights of the last layer, `(n_cells, M, P, E)`; a token's sum to 1 (0 where absent).
+
+    Experts of all members, side by side, the first member's first.
+    """
     last = (routing.var["layer"] == routing.var["layer"].max()).to_numpy()
-    sizes = [routing.var[name].nunique() for name in ("modality", "patch", "expert")]
-    return np.asarray(routing.X[:, last]).reshape(routing.n_obs, *sizes)
+    names = ("member", "modality", "patch", "expert")
+    k, *sizes = (routing.var[name].nunique() for name in names)
+    members = np.asarray(routing.X[:, last]).reshape(routing.n_obs, k, *sizes) / k
+    return np.moveaxis(members, 1, 3).reshape(routing.n_obs, *sizes[:2], -1)
 
 
 def modalities(routing: AnnData) -> list[str]:
@@ -174,16 +179,18 @@ def attention_blocks(model, mdata: MuData, by: Sequence[str] | None = None) -> p
     by
         A label per cell: then rows are (label, modality).
     """
+    model = getattr(model, "experts", model)
     network, names = model.network_.eval(), model.modalities_
     by = np.full(mdata.n_obs, "all") if by is None else np.asarray(by, str)
     parts, there = [], []
     for batch in model.tensors(mdata).batches(128):
         encoded = network.encode(batch.x, batch.present)
         mask = network.attention_mask(encoded.present, "joint")
-        weights = network.layers[0].attention(encoded.embedded, mask)  # (B, T, T)
+        weights = network.layers[0].attention(encoded.embedded, mask)  # (K*B, T, T)
+        weights = weights.unflatten(0, encoded.present.shape[:2]).mean(0)
         m, p = len(names), network.n_patches
         parts.append(weights.view(-1, m, p, m, p).sum(4).mean(2).cpu().numpy())  # (B, M, M)
-        there.append(encoded.present.cpu().numpy())
+        there.append(encoded.present[0].cpu().numpy())
     blocks, there = np.concatenate(parts), np.concatenate(there)
     rows = {}
     for label in sorted(set(by)):
@@ -245,8 +252,11 @@ def _paired(a, b):
 def without_expert(model, expert: int):
     """Give a copy of the model in which an expert of the last layer adds nothing; routes stay."""
     silenced = copy.copy(model)
-    silenced.network_ = copy.deepcopy(model.network_)
-    experts = silenced.network_.layers[-1].experts
+    part = silenced
+    if hasattr(model, "experts"):
+        part = silenced.experts = copy.copy(model.experts)
+    part.network_ = copy.deepcopy(part.network_)
+    experts = part.network_.layers[-1].experts
     with torch.no_grad():
         experts.w2[expert] = 0
         experts.b2[expert] = 0
@@ -273,7 +283,7 @@ def ablation(model, mdata: MuData, labels: Sequence[str]) -> pd.DataFrame:
         return out.cpu().numpy()[known][np.arange(len(column)), column]
 
     whole, drops = own(model), {}
-    for expert in range(model.config.model.n_experts):
+    for expert in range(model.config.model.members * model.config.model.n_experts):
         with without_expert(model, expert) as silenced:
             drops[expert] = whole - own(silenced)
     table = pd.DataFrame(drops).groupby(labels[known]).mean()

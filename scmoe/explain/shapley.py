@@ -86,7 +86,7 @@ def _model_free(answer, mdata, background, own, seed, progress, explain) -> list
     A single average cell is the background: the cheapest that these explainers take.
     """
     mean = torch.cat(answer.means(background)).cpu().numpy().astype(np.float64)
-    widths = [answer.network.n_features[i] for i in answer.sources]
+    widths = answer.widths
     rows = []
     state = np.random.get_state()  # noqa: NPY002 -- these explainers draw from it
     np.random.seed(seed)  # noqa: NPY002
@@ -106,7 +106,7 @@ def _model_free(answer, mdata, background, own, seed, progress, explain) -> list
 
 def _as_function(answer, column: int | None, widths: list[int]):
     """A function of arrays `(B, F)`: all answers, or one of them."""
-    device = answer.network.position.device
+    device = answer.device
 
     @torch.no_grad()
     def predict(rows: np.ndarray) -> np.ndarray:

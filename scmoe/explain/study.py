@@ -12,17 +12,16 @@ from mudata import MuData
 from scipy.sparse import issparse
 
 from scmoe import summary
-from scmoe.config import Config
 from scmoe.data import DATASETS, Split
 from scmoe.data.cells import make_mudata
 from scmoe.explain import faithfulness, recovery
 from scmoe.explain.attribution import METHODS, PRIMARY, Explanation, attribute
 from scmoe.metrics import COLUMNS
 from scmoe.model import ScMoE
+from scmoe.networks import Experts
 from scmoe.record import SIMULATION, Run, source_hash
 
 REFERENCE = "shap_permutation"  # the SHAP that agreement is measured with: exact but for sampling
-ALONE = ", experts alone"  # behind the protocol's name: the same recipe without a linear path
 CHEAP = (PRIMARY, "gradient_x_input", "integrated_gradients", "routing")
 
 
@@ -66,9 +65,7 @@ class Study:
         Method × score: `seconds` (per 1000 cells), `peak_mb`, `budget`, `split_half`, `cells`,
         `deletion`, `insertion` (areas better than random order, with `_low`, `_high` of their 95 %
         interval), `infidelity`, `sensitivity` (medians), `agreement` (Spearman) and `overlap` (top
-        20) with SHAP Permutation, `by_patch` (the same Spearman after attributions are summed
-        within patches, the finest that routing can tell apart), `stability` over seeds and
-        `stability_folds`.
+        20) with SHAP Permutation, `stability` over seeds and `stability_folds`.
     versus
         Per SHAP method: by how much the primary method's deletion and insertion are better on the
         same cells (mean and 95 % interval), and how many times cheaper it is.
@@ -90,22 +87,10 @@ class Study:
     additivity: float = float("nan")
 
 
-def config_of(run: Run) -> Config:
-    """The protocol's configuration; without the linear path where the run asks for experts alone.
-
-    A model with a linear path may owe its answers to that alone, and then says nothing of experts.
-    """
-    config = run.config()
-    return config if run.extra.get("linear_path", True) else config.replace(linear_path=False)
-
-
-def protocol_of(run: Run) -> str:
-    """What the run's protocol is called in its records."""
-    return run.protocol if run.extra.get("linear_path", True) else f"{run.protocol}{ALONE}"
-
-
-def fitted(run: Run, split: Split) -> ScMoE:
+def fitted(run: Run, split: Split) -> Experts:
     """Load the model that a page of this data set left beside this run's folder, or train one.
+
+    Its experts are what is explained.
 
     A neighbour's model is taken when its parameters, data and sources are those of this run.
     """
@@ -119,11 +104,11 @@ def fitted(run: Run, split: Split) -> ScMoE:
             model = ScMoE.load(file.parent / "model", device=run.device)
             if file.parent != run.out_dir:
                 model.save(run.out_dir / "model", overwrite=True)
-            return model
-    return run.fit(ScMoE(run.task, config_of(run), run.seed), split)
+            return model.experts
+    return run.fit(ScMoE(run.task, run.config(), run.seed), split).experts
 
 
-def further(run: Run, plan: Plan) -> dict[str, list[ScMoE]]:
+def further(run: Run, plan: Plan) -> dict[str, list[Experts]]:
     """Models of this run's other `seeds` and `folds`, as many as the plan asks for."""
     folds = [fold for fold in DATASETS[run.dataset].folds if fold != run.fold]
     changes = {
@@ -133,26 +118,25 @@ def further(run: Run, plan: Plan) -> dict[str, list[ScMoE]]:
     return {what: [_other(run, change) for change in each] for what, each in changes.items()}
 
 
-def _other(run: Run, change: dict) -> ScMoE:
+def _other(run: Run, change: dict) -> Experts:
     name = "-".join(f"{key}_{value}" for key, value in change.items())
     other = replace(run, **change, out_dir=run.out_dir / name, seconds={}, split=None)
     split = other.load()
-    return other.fit(ScMoE(run.task, config_of(run), other.seed), split)
+    return other.fit(ScMoE(run.task, run.config(), other.seed), split).experts
 
 
 def _identity(parameters, data_source, checksums, sources) -> str:
     decide = ("task", "protocol", "fold", "seed", "epochs", "modalities")
     made_from = {name: parameters.get(name) for name in decide}
-    made_from["linear_path"] = parameters.get("linear_path", True)
     made_from |= {name: parameters.get(name, usual) for name, usual in SIMULATION.items()}
     return json.dumps([made_from, data_source, checksums, sources], sort_keys=True, default=str)
 
 
 def score(
-    model: ScMoE,
+    model: Experts,
     split: Split,
     plan: Plan,
-    others: Mapping[str, Sequence[ScMoE]] | None = None,
+    others: Mapping[str, Sequence[Experts]] | None = None,
     seed: int = 0,
 ) -> Study:
     """Explain the same test cells by every method, and score each.
@@ -201,9 +185,6 @@ def score(
         both = faithfulness.common(why[name], why[REFERENCE])
         table.loc[name, "agreement"] = faithfulness.spearman(*both).mean()
         table.loc[name, "overlap"] = faithfulness.top_overlap(*both).mean()
-        table.loc[name, "by_patch"] = faithfulness.spearman(
-            *(_by_patch(e, model) for e in both)
-        ).mean()
         for what, column in (("seeds", "stability"), ("folds", "stability_folds")):
             models = (others or {}).get(what, []) if name in CHEAP else []
             if models:
@@ -262,20 +243,8 @@ def _these(mdata: MuData, rows: np.ndarray) -> MuData:
     return make_mudata(mod, obs)
 
 
-def _by_patch(why: Explanation, model: ScMoE) -> Explanation:
-    """Attributions summed within each patch."""
-    sizes = dict(zip(model.modalities_, model.network_.patch_sizes, strict=True))
-    return replace(
-        why,
-        values={
-            m: np.add.reduceat(v, range(0, v.shape[2], sizes[m]), axis=2)
-            for m, v in why.values.items()
-        },
-    )
-
-
 def records(
-    study: Study, model: ScMoE, split: Split, run: Run, further: Mapping[str, pd.DataFrame]
+    study: Study, model: Experts, split: Split, run: Run, further: Mapping[str, pd.DataFrame]
 ) -> pd.DataFrame:
     """The page's numbers as records: `task` is "interpretability", `method` the explainer.
 
@@ -295,12 +264,12 @@ def records(
         .dropna(subset="value")
         for before, table in tables.items()
     ]
-    info = model.info_ | {"protocol": protocol_of(run), "task": "interpretability"}
+    info = model.info_ | {"protocol": run.protocol, "task": "interpretability"}
     info |= {"modalities": "+".join(split.modalities), "target_modality": "", "source_modality": ""}
     return pd.concat(parts, ignore_index=True).assign(**info)[COLUMNS]
 
 
-def swarm(why: Explanation, model: ScMoE, cells: MuData) -> tuple[pd.DataFrame, pd.DataFrame]:
+def swarm(why: Explanation, model: Experts, cells: MuData) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Attributions of complete cells, and scaled inputs: cell × (modality, feature)."""
     scaled = model.transform(cells)
     dense = [scaled[m].X for m in why.values]
@@ -309,14 +278,14 @@ def swarm(why: Explanation, model: ScMoE, cells: MuData) -> tuple[pd.DataFrame, 
     return tuple(pd.DataFrame(v, why.cells, why.index) for v in (why.flat[:, 0], inputs))
 
 
-def places(model: ScMoE, cells: MuData, seed: int = 0) -> tuple[np.ndarray, bool]:
+def places(model: Experts, cells: MuData, seed: int = 0) -> tuple[np.ndarray, bool]:
     """Where to draw cells `(n_cells, 2)`: in the tissue (True), or in a layout of their latent."""
     if "spatial" in cells.obsm:
         return np.asarray(cells.obsm["spatial"]), True
     return summary.layout(model.get_latent_representation(cells), seed=seed)[0], False
 
 
-def flows(model: ScMoE, cells: MuData, background: MuData, n_outputs: int = 20) -> pd.DataFrame:
+def flows(model: Experts, cells: MuData, background: MuData, n_outputs: int = 20) -> pd.DataFrame:
     """Share of |attribution| that each source has when a modality is predicted from all others.
 
     Target × source, rows sum to 1. Explained are the `n_outputs` target features whose predictions
@@ -334,7 +303,7 @@ def flows(model: ScMoE, cells: MuData, background: MuData, n_outputs: int = 20) 
     return pd.DataFrame.from_dict(rows, orient="index").reindex(columns=model.modalities_)
 
 
-def likeness_to_random(study: Study, model: ScMoE, background: MuData, n: int = 3) -> float:
+def likeness_to_random(study: Study, model: Experts, background: MuData, n: int = 3) -> float:
     """Mean rank correlation of explanations with those of models with random weights."""
     asked = {"outputs": model.groups_, "background": background}
     trained = attribute(model, study.cells, **asked)

@@ -14,8 +14,9 @@ from scmoe.data import Split
 from scmoe.explain import recovery
 from scmoe.explain.answer import Answer
 from scmoe.explain.attribution import METHODS, PRIMARY, attribute
-from scmoe.explain.study import CHEAP, Plan, complete, config_of, few
+from scmoe.explain.study import CHEAP, Plan, complete, few
 from scmoe.model import ScMoE
+from scmoe.networks import Experts
 from scmoe.record import Run
 
 GROUPS, EDGES = "group-defining features", "edges, protein → DNA"
@@ -137,5 +138,6 @@ def _simulated(run: Run, backbone: str, seed: int, shuffle: bool = False) -> tup
     return other, split
 
 
-def _fitted(run: Run, split: Split) -> tuple[ScMoE, Split]:
-    return run.fit(ScMoE(run.task, config_of(run), run.seed), split, progress=False), split
+def _fitted(run: Run, split: Split) -> tuple[Experts, Split]:
+    model = run.fit(ScMoE(run.task, run.config(), run.seed), split, progress=False)
+    return model.experts, split

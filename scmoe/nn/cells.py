@@ -10,11 +10,11 @@ from torch import Tensor
 
 
 class Batch(NamedTuple):
-    """Some cells. ``M`` modalities; a modality that was not handed over is ``None``."""
+    """Some cells for each of K members. ``M`` modalities; one not handed over is ``None``."""
 
-    x: list[Tensor | None]  # per modality (B, F_m) float32, zeros where the cell lacks it
-    present: Tensor  # (B, M) bool
-    labels: Tensor | None  # (B,) long; -1 where unknown
+    x: list[Tensor | None]  # per modality (K, B, F_m) float32, zeros where the cell lacks it
+    present: Tensor  # (K, B, M) bool
+    labels: Tensor | None  # (K, B) long; -1 where unknown
 
 
 class SparseRows:
@@ -27,7 +27,8 @@ class SparseRows:
         self.values = torch.as_tensor(matrix.data.astype(np.float32)).to(device)
 
     def rows(self, index: Tensor) -> Tensor:
-        """Dense ``(B, F)`` rows; ``index`` lies on the host."""
+        """Dense ``(K, B, F)`` rows; ``index`` ``(K, B)`` lies on the host."""
+        shape, index = index.shape, index.flatten()
         lengths = self.starts[index + 1] - self.starts[index]
         total = int(lengths.sum())
         row = torch.repeat_interleave(torch.arange(len(index)), lengths, output_size=total)
@@ -37,7 +38,7 @@ class SparseRows:
         row, source = row.to(device), source.to(device)
         out = torch.zeros(len(index), self.shape[1], device=device)
         out[row, self.columns[source].long()] = self.values[source]
-        return out
+        return out.view(*shape, -1)
 
 
 class Cells:
@@ -70,7 +71,7 @@ class Cells:
         return len(self.present)
 
     def batch(self, index: Tensor) -> Batch:
-        """The cells at ``index`` (host tensor of row numbers) as dense tensors."""
+        """The cells at ``index`` (row numbers ``(K, B)``, on the host) as dense tensors."""
         on_device = index.to(self.device)
         x = [
             None if m is None else (m.rows(index) if isinstance(m, SparseRows) else m[on_device])
@@ -80,9 +81,9 @@ class Cells:
         return Batch(x, self.present[on_device], labels)
 
     def batches(self, size: int):
-        """All cells in order, ``size`` at a time."""
+        """All cells in order, ``size`` at a time, the same for all members (K = 1)."""
         for start in range(0, len(self), size):
-            yield self.batch(torch.arange(start, min(start + size, len(self))))
+            yield self.batch(torch.arange(start, min(start + size, len(self)))[None])
 
 
 def _to_device(matrix, device):

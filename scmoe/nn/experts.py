@@ -42,19 +42,24 @@ class Experts(nn.Module):
     fastmoe_init
         Start as upstream FastMoE does: Kaiming on a 3-d tensor, so that the bound is
         ``sqrt(out features)`` too small; biases zero.
+    members
+        K, each with ``n_experts`` experts of its own: all are one grouped product.
 
     Attributes
     ----------
     backend : "auto" (by :func:`fastest`), or one of ``BACKENDS``.
     """
 
-    def __init__(self, n_experts: int, d: int, hidden: int, fastmoe_init: bool = False):
+    def __init__(
+        self, n_experts: int, d: int, hidden: int, fastmoe_init: bool = False, members: int = 1
+    ):
         super().__init__()
-        self.n_experts, self.backend = n_experts, "auto"
-        self.w1 = nn.Parameter(torch.empty(n_experts, hidden, d))
-        self.b1 = nn.Parameter(torch.zeros(n_experts, hidden))
-        self.w2 = nn.Parameter(torch.empty(n_experts, d, hidden))
-        self.b2 = nn.Parameter(torch.zeros(n_experts, d))
+        self.n_experts, self.members, self.backend = n_experts, members, "auto"
+        n = members * n_experts
+        self.w1 = nn.Parameter(torch.empty(n, hidden, d))
+        self.b1 = nn.Parameter(torch.zeros(n, hidden))
+        self.w2 = nn.Parameter(torch.empty(n, d, hidden))
+        self.b2 = nn.Parameter(torch.zeros(n, d))
         for weight in (self.w1, self.w2):
             _, n_out, n_in = weight.shape
             bound = 1 / math.sqrt(n_in * n_out if fastmoe_init else n_in)
@@ -66,26 +71,37 @@ class Experts(nn.Module):
         Parameters
         ----------
         x
-            Tokens ``(T, d)``.
+            Tokens ``(K, ..., d)``.
         experts, weights
-            Expert indices, each at most once a token, and gates ``(T, k)``.
+            Expert indices, each at most once a token, and gates ``(K, ..., k)``.
 
         Returns
         -------
-        Tensor ``(T, d)``.
+        Tensor ``(K, ..., d)``.
         """
-        x = x.to(_compute_dtype(x))
-        backend = self._backend(x, experts)
+        tokens, chosen = self._flat(x, experts)
+        gates = weights.reshape(chosen.shape)
+        backend = self._backend(tokens, chosen)
         if backend == "dense":
-            return self._dense(x, experts, weights)
-        outputs, rows = self._sorted(x, experts, backend)
-        return _Collect.apply(outputs, weights.to(outputs.dtype), rows)
+            mixed = self._dense(tokens, chosen, gates)
+        else:
+            outputs, rows = self._sorted(tokens, chosen, backend)
+            mixed = _Collect.apply(outputs, gates.to(outputs.dtype), rows)
+        return mixed.view(x.shape)
 
     def each(self, x: Tensor, experts: Tensor) -> Tensor:
-        """What each chosen expert makes of its token, before the gate: ``(T, k, d)``."""
-        x, backend = x.to(_compute_dtype(x)), self._backend(x, experts)
-        outputs, rows = self._sorted(x, experts, "grouped" if backend == "dense" else backend)
+        """What each chosen expert makes of its token, before the gate: ``(K, ..., k, d)``."""
+        tokens, chosen = self._flat(x, experts)
+        backend = self._backend(tokens, chosen)
+        outputs, rows = self._sorted(tokens, chosen, "grouped" if backend == "dense" else backend)
         return outputs.index_select(0, rows.back.flatten()).view(*experts.shape, -1)
+
+    def _flat(self, x, experts):
+        """Tokens of all members ``(T, d)``, and their experts numbered over members ``(T, k)``."""
+        if self.members > 1:
+            first = torch.arange(self.members, device=x.device) * self.n_experts
+            experts = experts + first.view(-1, *[1] * (experts.ndim - 1))
+        return x.reshape(-1, x.shape[-1]).to(_compute_dtype(x)), experts.flatten(0, -2)
 
     def _backend(self, x, experts):
         if self.backend in BACKENDS:
@@ -95,24 +111,31 @@ class Experts(nn.Module):
                 f"backend={self.backend!r} must be 'auto' or one of {', '.join(BACKENDS)}."
             )
         kind, (n_tokens, d), k = x.device.type, x.shape, experts.shape[1]
-        return fastest(kind, x.dtype, n_tokens, self.n_experts, k, d)
+        return fastest(kind, x.dtype, n_tokens, self.members * self.n_experts, k, d)
 
     def _sorted(self, x, experts, backend):
         """Outputs by expert ``(R, d)``, and where to find a token's."""
-        rows = _rows(
-            experts, self.n_experts, padded=x.device.type == "cpu" and x.dtype.itemsize < 4
-        )
+        rows = _rows(experts, len(self.w1), padded=x.device.type == "cpu" and x.dtype.itemsize < 4)
         inputs = _Spread.apply(x, rows)
         linear = _fastmoe_linear if backend == "fastmoe" else _Grouped.apply
         hidden = F.gelu(linear(inputs, self.w1, self.b1, rows))
         return linear(hidden, self.w2, self.b2, rows), rows
 
     def _dense(self, x, experts, weights):
-        gates = x.new_zeros(len(x), self.n_experts).scatter(1, experts, weights.to(x.dtype))
-        w1, b1 = self.w1.flatten(0, 1).to(x.dtype), self.b1.flatten().to(x.dtype)
-        hidden = F.gelu(F.linear(x, w1, b1)).view(len(x), self.n_experts, -1)  # (T, E, hidden)
-        w2 = self.w2.transpose(1, 2).flatten(0, 1).to(x.dtype)  # (E*hidden, d)
-        return (hidden * gates[..., None]).flatten(1) @ w2 + gates @ self.b2.to(x.dtype)
+        """Every token through all experts of its member; gates of those not chosen are 0."""
+        k, e, (_, hidden, d) = self.members, self.n_experts, self.w1.shape
+        gates = x.new_zeros(k, len(x) // k, e)
+        gates = gates.scatter(2, (experts % e).view(k, -1, experts.shape[1]),
+                              weights.to(x.dtype).view(k, -1, experts.shape[1]))  # fmt: skip
+        w1, w2, b2 = self.w1.to(x.dtype), self.w2.to(x.dtype), self.b2.to(x.dtype)
+        first = torch.baddbmm(
+            self.b1.to(x.dtype).view(k, 1, e * hidden),
+            x.view(k, -1, d),
+            w1.view(k, e * hidden, d).transpose(1, 2),
+        )
+        inner = F.gelu(first).view(k, -1, e, hidden) * gates[..., None]
+        second = w2.view(k, e, d, hidden).transpose(2, 3).reshape(k, e * hidden, d)
+        return (inner.flatten(2) @ second + gates @ b2.view(k, e, d)).flatten(0, 1)
 
 
 @cache

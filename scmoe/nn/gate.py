@@ -13,16 +13,16 @@ BLOCK = 256  # tokens
 
 
 class Routing(NamedTuple):
-    """Where tokens go. ``T`` tokens per modality in all, ``k`` experts each."""
+    """Where the tokens of K members go, ``k`` experts each."""
 
-    experts: Tensor  # (B, M, P, k) index of expert
-    weights: Tensor  # (B, M, P, k) gate, sums to 1 over k
-    logits: Tensor  # (B, M, P, E) clean, of all experts
-    balance: Tensor  # () load-balance loss, summed over modalities
+    experts: Tensor  # (K, B, M, P, k) index of expert
+    weights: Tensor  # (K, B, M, P, k) gate, sums to 1 over k
+    logits: Tensor  # (K, B, M, P, E) clean, of all experts
+    balance: Tensor  # (K,) load-balance loss, summed over modalities
 
     @property
     def probs(self) -> Tensor:
-        """Softmax of the clean logits over all experts, ``(B, M, P, E)``."""
+        """Softmax of the clean logits over all experts, ``(K, B, M, P, E)``."""
         return self.logits.softmax(-1)
 
 
@@ -37,17 +37,28 @@ class Router(nn.Module):
         Router of each modality, length M; two modalities with the same number share one.
     fan_in_experts
         Initialise as upstream FastMoE does, with the number of experts as the fan-in.
+    members
+        K, each with routers of its own.
+    noisy
+        False: no noise in training.
     """
 
     def __init__(
-        self, d: int, n_experts: int, top_k: int, router_of: list[int], fan_in_experts: bool = False
+        self,
+        d: int,
+        n_experts: int,
+        top_k: int,
+        router_of: list[int],
+        fan_in_experts: bool = False,
+        members: int = 1,
+        noisy: bool = True,
     ):
         super().__init__()
-        self.top_k = top_k
+        self.top_k, self.noisy = top_k, noisy
         n_routers = max(router_of) + 1
         self.register_buffer("router_of", torch.tensor(router_of), persistent=False)
-        self.weight = nn.Parameter(torch.empty(n_routers, d, n_experts))
-        self.noise = nn.Parameter(torch.empty(n_routers, d, n_experts))
+        self.weight = nn.Parameter(torch.empty(members, n_routers, d, n_experts))
+        self.noise = nn.Parameter(torch.empty(members, n_routers, d, n_experts))
         bound = 1 / math.sqrt(n_experts if fan_in_experts else d)
         nn.init.uniform_(self.weight, -bound, bound)
         nn.init.uniform_(self.noise, -bound, bound)
@@ -58,9 +69,9 @@ class Router(nn.Module):
         Parameters
         ----------
         x
-            Tokens ``(B, M, P, d)``.
+            Tokens ``(K, B, M, P, d)``.
         present
-            ``(B, M)`` bool; tokens of absent modalities do not count in the balance loss.
+            ``(K, B, M)`` bool; tokens of absent modalities do not count in the balance loss.
         """
         x = x.float()  # which experts a token goes to should not hang on bf16's three digits
         with torch.autocast(x.device.type, enabled=False):
@@ -73,25 +84,27 @@ class Router(nn.Module):
         return Routing(experts, weights, clean, balance)
 
     def _logits(self, x):
-        """Clean and noisy logits ``(B, M, P, E)``; scale of the noise (``None``: there is none)."""
-        weight = torch.cat([self.weight, self.noise], 2) if self.training else self.weight
-        if len(weight) == 1:
-            logits = _Product.apply(x.reshape(1, -1, x.shape[-1]), weight).view(*x.shape[:-1], -1)
+        """Clean and noisy logits ``(K, B, M, P, E)``; scale of the noise (``None``: no noise)."""
+        noisy = self.training and self.noisy
+        weight = torch.cat([self.weight, self.noise], 3) if noisy else self.weight
+        k, b, m, p, d = x.shape
+        if weight.shape[1] == 1:
+            logits = _Product.apply(x.reshape(k, -1, d), weight[:, 0]).view(k, b, m, p, -1)
         else:
-            b, m, p, _ = x.shape
-            logits = _Product.apply(x.transpose(0, 1).flatten(1, 2), weight[self.router_of])
-            logits = logits.view(m, b, p, -1).transpose(0, 1)
-        if not self.training:
+            by_modality = x.transpose(1, 2).reshape(k * m, b * p, d)
+            logits = _Product.apply(by_modality, weight[:, self.router_of].flatten(0, 1))
+            logits = logits.view(k, m, b, p, -1).transpose(1, 2)
+        if not noisy:
             return logits, logits, None
         clean, raw = logits.chunk(2, -1)
         scale = F.softplus(raw) + 0.01
         return clean, clean + torch.randn_like(scale) * scale, scale
 
     def _balance(self, clean, noisy, scale, top, experts, weights, present) -> Tensor:
-        """CV^2 of importance + CV^2 of load, per modality, summed."""
+        """CV^2 of importance + CV^2 of load, per modality, summed: ``(K,)``."""
         gates = torch.zeros_like(clean).scatter(-1, experts, weights)
-        counted = present[:, :, None, None].to(gates.dtype)
-        importance = (gates * counted).sum((0, 2))  # (M, E)
+        counted = present[..., None, None].to(gates.dtype)
+        importance = (gates * counted).sum((1, 3))  # (K, M, E)
         if scale is None or top.shape[-1] <= self.top_k:
             chosen = (gates > 0).to(gates.dtype)
         else:  # smooth estimate: probability of being among the k under new noise
@@ -102,8 +115,8 @@ class Router(nn.Module):
             # beyond 12 nothing changes but speed: the slope, exp(-z² / 2), gets too small to
             # be a normal number, with which a CPU is sixty times slower
             chosen = torch.special.ndtr(((clean - threshold) / scale).clamp(-12, 12))
-        load = (chosen * counted).sum((0, 2))
-        return (_cv_squared(importance) + _cv_squared(load)).sum()
+        load = (chosen * counted).sum((1, 3))
+        return (_cv_squared(importance) + _cv_squared(load)).sum(1)
 
 
 class _Product(torch.autograd.Function):

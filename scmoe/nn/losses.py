@@ -44,21 +44,18 @@ def _divergence(a: Tensor, kernel: Tensor) -> Tensor:
     return ratio.triu(1).sum() * 2 / max(n * (n - 1), 1)
 
 
-def cross_entropy(
-    logits: Tensor, labels: Tensor, on_softmax: bool = False, smoothing: float = 0.0
-) -> Tensor:
-    """Cross-entropy over labelled cells (label -1: none).
+def cross_entropy(logits: Tensor, labels: Tensor, on_softmax: bool = False) -> Tensor:
+    """Cross-entropy over labelled cells (label -1: none), a mean for each member ``(K,)``.
 
     ``on_softmax`` feeds softmax outputs where logits belong, as the reference does: with C groups
     it cannot fall below ``log(1 + (C - 1) / e)``.
+
+    Parameters
+    ----------
+    logits, labels
+        ``(K, B, C)``, ``(K, B)``.
     """
-    scores = logits.softmax(1) if on_softmax else logits
+    scores = logits.softmax(-1) if on_softmax else logits
     known = labels >= 0
-    loss = F.cross_entropy(scores, labels.clamp(min=0), reduction="none", label_smoothing=smoothing)
-    return (loss * known).sum() / known.sum().clamp(min=1)
-
-
-def masked_mse(predicted: Tensor, true: Tensor, present: Tensor) -> Tensor:
-    """Mean squared error of ``(B, F)`` over the cells that have the modality ``(B,)``."""
-    error = torch.where(present[:, None], predicted - true, 0.0).square().mean(1)
-    return error.sum() / present.sum().clamp(min=1)
+    loss = F.cross_entropy(scores.transpose(1, 2), labels.clamp(min=0), reduction="none")
+    return (loss * known).sum(1) / known.sum(1).clamp(min=1)

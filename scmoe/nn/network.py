@@ -1,4 +1,4 @@
-"""The whole network: embed, attend, route, decode, and the linear path beneath."""
+"""The network of K members: embed, attend, route, decode."""
 
 from __future__ import annotations
 
@@ -10,80 +10,81 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scmoe.config import ModelConfig
+from scmoe.nn.dropout import dropout
 from scmoe.nn.gate import Routing
-from scmoe.nn.linear import LinearPath
+from scmoe.nn.members import LayerNorm, Linear
 from scmoe.nn.transformer import Layer
 
 
 class Encoded(NamedTuple):
-    """What the encoder makes of a batch of B cells with M modalities of P tokens each."""
+    """What K members make of B cells with M modalities of P tokens each."""
 
-    embedded: Tensor  # (B, M, P, d) tokens before attention
-    tokens: Tensor  # (B, M, P, d) tokens after the last layer
-    latents: Tensor  # (B, M, d) mean over a modality's tokens; zeros where absent
-    present: Tensor  # (B, M) bool, which modalities were encoded
+    embedded: Tensor  # (K, B, M, P, d) tokens before the first layer
+    tokens: Tensor  # (K, B, M, P, d) tokens after the last layer
+    latents: Tensor  # (K, B, M, d) mean over a modality's tokens; zeros where absent
+    present: Tensor  # (K, B, M) bool, which modalities were encoded
     routing: list[Routing]  # one per layer
 
     @property
     def fused(self) -> Tensor:
-        """Mean latent over the modalities a cell has, ``(B, d)``."""
-        return self.latents.sum(1) / self.present.sum(1, keepdim=True).clamp(min=1)
+        """Mean latent over the modalities a cell has, ``(K, B, d)``."""
+        return self.latents.sum(2) / self.present.sum(2, keepdim=True).clamp(min=1)
 
     def part(self, rows: slice) -> Encoded:
         """Some of the cells; the balance loss stays that of the whole batch."""
-        routing = [Routing(*(v[rows] for v in r[:-1]), r.balance) for r in self.routing]
-        return Encoded(*(v[rows] for v in self[:-1]), routing)
+        routing = [Routing(*(v[:, rows] for v in r[:-1]), r.balance) for r in self.routing]
+        return Encoded(*(v[:, rows] for v in self[:-1]), routing)
+
+    def showing(self, shown: Tensor) -> Encoded:
+        """The same latents with only the modalities ``shown`` ``(K, B, M)`` counted as present."""
+        shown = shown & self.present
+        return self._replace(latents=self.latents * shown[..., None], present=shown)
 
     @property
     def balance(self) -> Tensor:
-        """Load-balance loss summed over layers and modalities, ``()``."""
-        return torch.stack([r.balance for r in self.routing]).sum()
+        """Load-balance loss of each member, summed over layers and modalities, ``(K,)``."""
+        return torch.stack([r.balance for r in self.routing]).sum(0)
 
 
 class Network(nn.Module):
-    """Sparse mixture-of-experts transformer over the patches of several modalities.
+    """K sparse mixture-of-experts transformers over patches of several modalities.
+
+    The members share nothing but the batch they are computed in.
 
     Parameters
     ----------
     config
         Sizes and switches.
     n_features
-        Features of each modality, in the order of the modalities.
+        Inputs of each modality, in the order of the modalities.
     n_groups
         Groups to be told apart.
-    linear
-        The closed-form linear path, or ``None``.
     """
 
-    def __init__(
-        self,
-        config: ModelConfig,
-        n_features: list[int],
-        n_groups: int,
-        linear: LinearPath | None = None,
-    ):
+    def __init__(self, config: ModelConfig, n_features: list[int], n_groups: int):
         super().__init__()
-        d, n_modalities = config.d, len(n_features)
-        self.config, self.n_features, self.n_groups = config, n_features, n_groups
+        d, k, n_modalities = config.d, config.members, len(n_features)
+        published = config.published_layers
+        self.config, self.n_features, self.n_groups = config, list(n_features), n_groups
         self.n_patches = config.n_patches
         # ceil(F / P) features a patch, the last ones zero-padded
         self.patch_sizes = [math.ceil(f / self.n_patches) for f in n_features]
-        self.embed = nn.ModuleList(nn.Linear(size, d) for size in self.patch_sizes)
-        start = 0.0 if config.published_layers else 0.02
-        self.position = nn.Parameter(torch.randn(n_modalities, self.n_patches, d) * start)
+        self.embed = nn.ModuleList(Linear(k, size, d) for size in self.patch_sizes)
+        start = 0.0 if published else 0.02
+        shape = (n_modalities, self.n_patches, d)
+        self.position = nn.Parameter(torch.randn(k, *shape) * start)
         self.layers = nn.ModuleList(Layer(config, n_modalities) for _ in range(config.n_layers))
-        width, act = (d, nn.ReLU) if config.published_layers else (2 * d, nn.GELU)
+        width, self.act = (d, F.relu) if published else (2 * d, F.gelu)
         self.decoders = nn.ModuleList(
-            nn.Sequential(nn.Linear(d, width), act(), nn.Linear(width, f)) for f in n_features
+            nn.ModuleList([Linear(k, d, width), Linear(k, width, f, zero=not published)])
+            for f in n_features
         )
-        self.head = nn.Linear(d, n_groups, bias=False)
-        self.hidden = nn.Linear(n_modalities * d, d)
-        self.linear = linear
-        # How much the network may add to the linear path: set on validation cells after training.
-        self.register_buffer("group_scale", torch.ones(()))
-        self.register_buffer(
-            "pair_scale", torch.ones(n_modalities, n_modalities)
-        )  # [target, source]
+        self.head = Linear(k, d, n_groups, bias=False, zero=not published)
+        if published:
+            self.hidden = Linear(k, n_modalities * d, d)
+        else:
+            self.norm_in = nn.ModuleList(LayerNorm(k, d) for _ in n_features)
+            self.norm_out = LayerNorm(k, d)
 
     def encode(
         self, x: list[Tensor | None], present: Tensor, view: Literal["joint", "alone"] = "joint"
@@ -93,14 +94,17 @@ class Network(nn.Module):
         Parameters
         ----------
         x
-            Per modality ``(B, F_m)``, or ``None`` for one that is not to be read.
+            Per modality ``(K, B, F_m)``, or ``(1, B, F_m)`` where all members read the same cells,
+            or ``None`` for one that is not to be read.
         present
-            ``(B, M)`` bool; what is False is neither read nor attended to.
+            ``(K, B, M)`` (or K = 1) bool; what is False is neither read nor attended to.
         view
             ``joint``: tokens of all present modalities see each other; ``alone``: each modality
             sees only itself, so that a latent depends on that modality and on no other.
         """
         embedded, present = self._embed(x, present)
+        if not self.config.attention:
+            return self._attend(embedded, present, None)
         # nothing to hide: faster without a mask (but asking another device would make it wait)
         whole = view == "joint" and present.device.type == "cpu" and bool(present.all())
         return self._attend(
@@ -112,87 +116,87 @@ class Network(nn.Module):
     ) -> tuple[Encoded, Encoded]:
         """Joint view of the modalities ``shown`` and alone view of those ``present``, in one pass.
 
-        Both ``(B, M)`` bool. The batch is doubled and a block attention mask keeps the views apart.
+        Both ``(K, B, M)`` bool. The batch is doubled and a block attention mask keeps the views
+        apart; without attention one view is both.
         """
         embedded, present = self._embed(x, present)
-        both = torch.cat([shown & present, present])
+        if not self.config.attention:
+            alone = self._attend(embedded, present, None)
+            return alone.showing(shown), alone
+        n = present.shape[1]
+        both = torch.cat([shown & present, present], 1)
         masks = (
-            self.attention_mask(both[: len(present)], "joint"),
-            self.attention_mask(present, "alone"),
-        )
-        encoded = self._attend(torch.cat([embedded, embedded]), both, torch.cat(masks))
-        return encoded.part(slice(None, len(present))), encoded.part(slice(len(present), None))
+            self.attention_mask(both[:, :n], "joint"), self.attention_mask(present, "alone")
+        )  # fmt: skip
+        masks = [m.unflatten(0, present.shape[:2]) for m in masks]
+        doubled = torch.cat([embedded, embedded], 1)
+        encoded = self._attend(doubled, both, torch.cat(masks, 1).flatten(0, 1))
+        return encoded.part(slice(None, n)), encoded.part(slice(n, None))
 
     def _embed(self, x, present):
+        k = self.config.members
+        present = present.expand(k, -1, -1)
         if any(v is None for v in x):  # asking the device only then: a graph could not be captured
             present = present & torch.tensor([v is not None for v in x], device=present.device)
-        tokens = [self._patches(i, v, present[:, i]) for i, v in enumerate(x)]
-        return torch.stack(tokens, 1), present  # (B, M, P, d)
+        tokens = [self._patches(i, v, present[..., i]) for i, v in enumerate(x)]
+        return torch.stack(tokens, 2), present  # (K, B, M, P, d)
 
     def _attend(self, embedded, present, mask) -> Encoded:
         tokens, routing = embedded, []
         for layer in self.layers:
             tokens, routed = layer(tokens, mask, present)
             routing.append(routed)
-        latents = tokens.mean(2) * present[..., None]
+        if not self.config.published_layers:
+            tokens = self.norm_out(tokens)
+        latents = tokens.mean(3) * present[..., None]
         return Encoded(embedded, tokens, latents, present, routing)
 
     def attention_mask(self, present: Tensor, view: str) -> Tensor:
-        """``(B, 1, M*P, M*P)`` bool. A modality always sees itself, so that no row is empty."""
+        """``(K*B, 1, M*P, M*P)`` bool. A modality always sees itself, so that no row is empty."""
+        present = present.flatten(0, 1)
         itself = torch.eye(present.shape[1], dtype=torch.bool, device=present.device)
-        blocks = itself.expand(len(present), -1, -1)  # (B, M, M) query, key
+        blocks = itself.expand(len(present), -1, -1)  # (K*B, M, M) query, key
         if view == "joint":
             blocks = blocks | present[:, None, :]
         p = self.n_patches
         return blocks.repeat_interleave(p, 1).repeat_interleave(p, 2)[:, None]
 
     def _patches(self, i: int, x: Tensor | None, present: Tensor) -> Tensor:
+        """Tokens ``(K, B, P, d)`` of a modality; its position alone where it is not read."""
+        position = self.position[:, None, i]
         if x is None:
-            return self.position[i].expand(len(present), -1, -1)
-        x = torch.where(
-            present[:, None], x, 0.0
-        )  # where, not product: NaN of an absent cell must not leak
-        padded = F.pad(x, (0, self.patch_sizes[i] * self.n_patches - x.shape[1]))
-        return self.embed[i](padded.view(len(x), self.n_patches, -1)) + self.position[i]
+            return position.expand(*present.shape, -1, -1)
+        # where, not product: NaN of an absent cell must not leak
+        x = torch.where(present[..., None], x, 0.0)
+        x = dropout(x, self.config.input_dropout, self.training)
+        padded = F.pad(x, (0, self.patch_sizes[i] * self.n_patches - x.shape[2]))
+        tokens = self.embed[i](padded.view(*x.shape[:2], self.n_patches, -1))
+        if self.config.published_layers:
+            return tokens + position
+        tokens = F.gelu(self.norm_in[i](tokens + position))
+        return dropout(tokens, self.config.dropout, self.training)
 
     def group_logits(self, encoded: Encoded) -> Tensor:
-        """The network's own logits ``(B, C)``, without the linear path."""
+        """Each member's logits ``(K, B, C)``."""
         return self.head(encoded.fused)
 
     def clustering_space(self, encoded: Encoded) -> Tensor:
-        """Hidden representation ``(B, d)`` whose neighbourhoods the clustering loss looks at."""
-        return self.hidden(encoded.latents.flatten(1))
+        """Hidden representation ``(K, B, d)`` whose neighbourhoods the clustering loss looks at."""
+        return self.hidden(encoded.latents.flatten(2))
 
-    def decode(self, encoded: Encoded, target: int) -> Tensor:
-        """Modality ``target`` from every latent: ``(B, M, F_target)``, without the linear path."""
-        return self.decoders[target](encoded.latents)
+    def decode(self, encoded: Encoded, target: int, sources: list[int] | None = None) -> Tensor:
+        """Modality ``target`` from each latent (of ``sources``): ``(K, B, M, F_target)``."""
+        first, last = self.decoders[target]
+        latents = encoded.latents if sources is None else encoded.latents[:, :, sources]
+        return last(self.act(first(latents)))
 
-    def predict_groups(self, x: list[Tensor | None], present: Tensor) -> Tensor:
-        """Logits ``(B, C)`` from the modalities given: linear path plus scaled network.
+    def translate(self, x: Tensor, present: Tensor, target: int, source: int) -> Tensor:
+        """Members' translation of ``target`` from ``source`` alone: ``(K, B, F_target)``.
 
-        Rare groups are raised (logit adjustment, Menon et al. 2021), here and nowhere in training:
-        fitted to the log-loss, few cells of a group rarely outvote many of another.
+        ``x`` ``(K or 1, B, F_source)``, ``present`` ``(K or 1, B)``; nothing else is at hand.
         """
-        logits = self.group_scale * self.group_logits(self.encode(x, present))
-        if self.linear is not None and self.linear.has_groups:
-            logits = logits + self.linear.group_logits(x, present) + self.linear.rare
-        return logits
-
-    def translate(self, x: list[Tensor | None], present: Tensor, target: int) -> Tensor:
-        """Modality ``target``, scaled, from the others given: ``(B, F_target)``.
-
-        The target's own slot is emptied first, so that nothing of it can be read.
-        """
-        x = [None if i == target else v for i, v in enumerate(x)]
-        sources = present & torch.tensor([v is not None for v in x], device=present.device)
-        encoded = self.encode(x, sources, "alone")
-        scale = (
-            self.pair_scale[target] * sources / sources.sum(1, keepdim=True).clamp(min=1)
-        )  # (B, M)
-        # the last decoder layer is linear: weigh the sources before it, not after (F can be 10^4)
-        first, act, last = self.decoders[target]
-        inner = (act(first(encoded.latents)) * scale[..., None]).sum(1)
-        out = F.linear(inner, last.weight) + scale.sum(1, keepdim=True) * last.bias
-        if self.linear is not None:
-            out = out + self.linear.translate(x, sources, target)
-        return out
+        m = len(self.n_features)
+        inputs = [x if j == source else None for j in range(m)]
+        has = torch.zeros(*present.shape, m, dtype=torch.bool, device=present.device)
+        has[..., source] = present
+        return self.decode(self.encode(inputs, has, "alone"), target, [source])[:, :, 0]

@@ -74,7 +74,7 @@ def records(**changes):
 def test_the_summary_says_stand_in_and_sets_ours_beside_the_best_other():
     rows = [
         records(),
-        records(method="scMoE linear path", value=0.99),
+        records(method="scMoE linear", value=0.99),
         records(method="late fusion", value=0.7),
         records(modalities="rna", value=0.8),
         records(method="logistic regression", modalities="rna", value=0.6),

@@ -14,7 +14,7 @@ def test_the_page_shows_every_set_and_marks_each_as_what_it_is(tmp_path):
     cells = papermill("data", tmp_path / "run", tmp_path)
     page = shown(cells)
     assert page.count("a simulated stand-in") == 3
-    assert "Of the four sets, 0 are measured cells here" in shown(cells, "text/markdown")
+    assert "Of the five sets, 0 are measured cells here" in shown(cells, "text/markdown")
     captions = re.findall("<caption>(.*?)</caption>", page)
     assert sum("stand-in: simulated" in words for words in captions) == 4
     assert sum("(simulated cells)" in words for words in captions) == 1

@@ -13,8 +13,7 @@ def test_it_explains_the_model_that_the_data_sets_own_page_left(few_cells, tmp_p
     papermill("patchseq", tmp_path / "patchseq", few_cells)
     folder = tmp_path / "interpretability"
     cells = papermill("interpretability", folder, few_cells, dataset="patchseq")
-    text = shown(cells, "text/markdown")
-    assert "**Takeaway.** Explaining" in text
+    assert "times cheaper" in shown(cells, "text/html")
     left = metrics(folder)
     assert left["provenance"]["model"] == f"loaded from {tmp_path / 'patchseq'}"
     assert (folder / "model" / "model.json").exists()
@@ -29,6 +28,5 @@ def test_it_explains_the_model_that_the_data_sets_own_page_left(few_cells, tmp_p
 
 def test_it_trains_by_itself_and_explains_clusters_of_the_papers_model(few_cells, tmp_path):  # noqa: F811
     asked = {"dataset": "dbitseq", "protocol": "paper", "task": "unsupervised"}
-    cells = papermill("interpretability", tmp_path, few_cells, **asked)
-    assert "linear path carries 0%" in shown(cells, "text/markdown")
+    papermill("interpretability", tmp_path, few_cells, **asked)
     assert metrics(tmp_path)["provenance"]["model"] == "trained"

@@ -15,10 +15,10 @@ from sklearn.neighbors import kneighbors_graph
 
 import scmoe
 from scmoe import baselines
-from scmoe.baselines import regression
-from scmoe.baselines.clustering import communities
+from scmoe.baselines import heads, regression
+from scmoe.clusters import communities
 from scmoe.data import DataError, split_mudata
-from scmoe.nn import heads
+from scmoe.parts import fusion_weights
 
 GROUP_METHODS = [
     baselines.LogisticRegression,
@@ -171,7 +171,7 @@ def test_fusion_finds_the_weights_that_made_the_labels():
     logs = log_softmax(rng.normal(size=(3, 20000, 4)) * 2, 2)
     chances = np.exp(log_softmax(np.tensordot([1.0, 0.5, 0.0], logs, 1), 1))
     labels = (chances.cumsum(1) < rng.random((20000, 1))).sum(1)
-    np.testing.assert_allclose(heads.fusion_weights(logs, labels), [1, 0.5, 0], atol=0.05)
+    np.testing.assert_allclose(fusion_weights(logs, labels, prior=0), [1, 0.5, 0], atol=0.05)
 
 
 def regression_problem(n_targets=3):

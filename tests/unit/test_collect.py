@@ -58,7 +58,7 @@ def test_a_newer_run_of_ours_replaces_all_that_older_sources_made(folder, table,
     content["records"][0]["value"] = 0.125
     newer = tmp_path / "metrics.json"
     newer.write_text(json.dumps(content))
-    mine = ["scMoE", "scMoE linear path"]
+    mine = ["scMoE", "scMoE experts", "scMoE linear"]
     others = len(collect.read_table(table)[0].query("method not in @mine"))
     assert collect.collect([newer], table) > 0
     records, provenance = collect.read_table(table)
@@ -86,7 +86,7 @@ def test_the_comparison_reads_it_and_the_readers_runs(folder, table, tmp_path):
     for task in ("supervised", "translation"):
         assert "dyngen-100x60-s5" in report_compare.by_set(found, task).data
     means = report_shortfalls.summary(found).data.replace("<br>", " ")  # long names are wrapped
-    for words in ("linear path alone", "one dense expert of equal parameters"):
+    for words in ("linear part alone", "one dense expert of equal parameters"):
         assert words in means
 
 

@@ -39,7 +39,7 @@ def test_sparse_and_dense_have_equally_many_expert_parameters():
     for name, config in conflict.networks().items():
         experts = Network(config.model, [10, 6], 3).layers[0].experts
         sizes[name] = experts.w1.numel() + experts.w2.numel()
-        assert not config.model.linear_path and not config.train.sum_pairs
+        assert config.model.n_components and not config.train.sum_pairs
     assert sizes[conflict.SPARSE] == sizes[conflict.DENSE]
 
 
@@ -52,8 +52,8 @@ def test_rungs_add_one_modality_at_a_time_to_the_same_cells(split):
 
 def test_watching_gradients_does_not_change_training(split):
     config = conflict.networks(6)[conflict.SPARSE]
-    watched = conflict.Watched("supervised", config).fit(split, "cpu", progress=False)
-    plain = scmoe.ScMoE("supervised", config).fit(split, "cpu", progress=False)
+    watched = conflict.Watched(config=config).fit(split, "cpu", progress=False)
+    plain = scmoe.networks.Experts(config=config).fit(split, "cpu", progress=False)
     for a, b in zip(watched.network_.parameters(), plain.network_.parameters(), strict=True):
         assert torch.equal(a, b)
     found = watched.cosines()
@@ -64,7 +64,7 @@ def test_watching_gradients_does_not_change_training(split):
 def test_one_modality_has_one_task(split):
     first = next(conflict.rungs(split))
     config = conflict.networks(2)[conflict.SPARSE]
-    model = conflict.Watched("supervised", config).fit(first, "cpu", progress=False)
+    model = conflict.Watched(config=config).fit(first, "cpu", progress=False)
     assert model.cosines().empty
 
 

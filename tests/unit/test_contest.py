@@ -69,7 +69,7 @@ def test_the_best_rival_is_compared_on_shared_folds_and_seeds_only():
 
 
 def test_ours_and_peers_are_no_simple_methods():
-    names = ["scMoE", "scMoE linear path", "UnitedNet", "ridge"]
+    names = ["scMoE", "scMoE linear", "UnitedNet", "ridge"]
     table = contest.prepare(pd.concat([records(n, grid(lambda f, s: 0.5)) for n in names]))
     kinds = table.drop_duplicates("method").set_index("method")["kind"]
     assert kinds.to_dict() == dict(zip(names, ["ours", "ours", "peer", "simple"], strict=True))

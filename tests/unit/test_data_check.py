@@ -22,8 +22,10 @@ def test_a_good_mudata_passes_without_a_word(tiny):
     assert check(tiny, "cell_type") == []
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("name", ["rna", "morph"])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("rna", np.nan), ("rna", np.inf), ("morph", np.inf), ("morph", -np.inf)],
+)
 def test_values_that_are_not_finite_are_located(tiny, name, value):
     X = tiny.mod[name].X.astype(np.float64)
     X = X.tolil() if sparse.issparse(X) else X
@@ -31,6 +33,20 @@ def test_values_that_are_not_finite_are_located(tiny, name, value):
     tiny.mod[name].X = sparse.csr_matrix(X) if sparse.issparse(X) else X
     feature = tiny.mod[name].var_names[3]
     with pytest.raises(DataError, match=f"'{name}'.*'cell7'.*'{feature}'"):
+        check(tiny)
+
+
+def test_missing_values_of_a_dense_modality_are_counted_in_one_note(tiny):
+    tiny.mod["morph"].X[[7, 8, 9], [3, 3, 5]] = np.nan
+    assert check(tiny) == [
+        "3 values of modality 'morph' (0.5%) are missing: each is filled with its feature's mean "
+        "over the training cells, and not scored"
+    ]
+
+
+def test_a_modality_of_missing_values_alone_is_refused(tiny):
+    tiny.mod["morph"].X[:] = np.nan
+    with pytest.raises(DataError, match="'morph': all values are missing"):
         check(tiny)
 
 
@@ -44,6 +60,27 @@ def test_only_the_modalities_asked_for_are_read(tiny):
 def test_an_unknown_modality_is_refused_with_what_there_is(tiny):
     with pytest.raises(DataError, match="rna, protein, morph"):
         check(tiny, modalities=["atac"])
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        ({"modalities": ["protien"]}, "did you mean 'protein'"),
+        ({"modalities": 3}, "modalities=3: it takes names of modalities"),
+        ({"label_key": "celltype"}, "did you mean 'cell_type'"),
+        ({"label_key": 3}, "label_key=3: it takes the name of a column"),
+    ],
+)
+def test_what_is_asked_for_and_is_not_there_is_named_with_what_was_meant(tiny, asked, says):
+    with pytest.raises(DataError, match=says):
+        check(tiny, **asked)
+
+
+@pytest.mark.parametrize("text", ["nan", "NA", "None", "<NA>", " n/a ", ""])
+def test_text_that_looks_like_a_missing_label_is_asked_about(tiny, text):
+    tiny.obs["cell_type"] = [text] * 5 + ["a", "b"] * 27 + ["a"]
+    with pytest.raises(DataError, match=f"the text '{text}' for 5 cells: are these without a"):
+        check(tiny, "cell_type")
 
 
 def test_an_anndata_is_refused_with_the_way_to_a_mudata(tiny):

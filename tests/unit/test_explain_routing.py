@@ -17,8 +17,8 @@ def routing(choose, n_patches=2, n_experts=4, seed=0):
     gates = np.zeros((60, 2, n_patches, n_experts), np.float32)
     for cell, m, p in np.ndindex(gates.shape[:3]):
         gates[cell, m, p, list(choose(cell, m, rng))] = [0.75, 0.25]
-    names = ["layer", "modality", "patch", "expert"]
-    values = [range(1), ["rna", "protein"], range(n_patches), range(n_experts)]
+    names = ["member", "layer", "modality", "patch", "expert"]
+    values = [range(1), range(1), ["rna", "protein"], range(n_patches), range(n_experts)]
     var = pd.MultiIndex.from_product(values, names=names).to_frame(index=False)
     var.index = var.index.astype(str)
     return ad.AnnData(gates.reshape(60, -1), var=var)

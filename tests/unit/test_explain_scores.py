@@ -8,7 +8,7 @@ import pytest
 
 from scmoe import explain
 from scmoe.explain import concepts, faithfulness, recovery
-from tests.unit.test_explain_attribution import make_fitted
+from tests.unit.test_explain_attribution import linear_stub, make_fitted
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +45,8 @@ def test_deletion_and_insertion_tell_an_explanation_from_a_scrambled_one(fitted,
 
 def test_infidelity_is_nothing_for_a_linear_model_and_one_for_no_explanation(fitted):
     model, cells, _ = fitted
-    linear = model.without_experts()
-    why = explain.attribute(linear, cells)
+    linear = linear_stub(model, cells)
+    why = explain.attribute(linear, cells, "gradient_x_input")
     assert faithfulness.infidelity(linear, cells, why).max() < 1e-6
     empty = copy.copy(why)
     empty.values = {m: 0 * v for m, v in why.values.items()}
@@ -55,7 +55,8 @@ def test_infidelity_is_nothing_for_a_linear_model_and_one_for_no_explanation(fit
 
 def test_a_linear_models_gradient_moves_as_little_as_its_input(fitted):
     model, cells, _ = fitted
-    change = faithfulness.sensitivity(model.without_experts(), cells, radius=0.01, n_draws=2)
+    linear = linear_stub(model, cells)
+    change = faithfulness.sensitivity(linear, cells, "gradient_x_input", radius=0.01, n_draws=2)
     assert (change > 0).all()
     assert change.max() < 0.1
 

@@ -7,11 +7,13 @@ import multiprocessing
 import os
 import sys
 import tarfile
+import tempfile
 import threading
 import time
 import zipfile
 from hashlib import md5
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import unquote
 
 import anndata as ad
@@ -49,6 +51,8 @@ class Zenodo(BaseHTTPRequestHandler):
             key = unquote(self.path.removeprefix(f"/api/records/{RECORD}/files/"))
             key = key.removesuffix("/content")
         server.log.append((self.command, key, self.headers.get("Range")))
+        if server.moved and key != "record":
+            return self._answer(302, b"", {"Location": server.moved})
         fault = server.faults[key].pop(0) if server.faults.get(key) else None
         if isinstance(fault, int):
             return self._answer(fault, b"", {"Retry-After": server.retry_after})
@@ -105,7 +109,7 @@ class Server(ThreadingHTTPServer):
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Zenodo)
         self.files, self.faults, self.log, self.wrong = {}, {}, [], set()
-        self.retry_after = "0"
+        self.retry_after, self.moved = "0", None
         self.released = threading.Event()
         self.url = f"http://127.0.0.1:{self.server_port}/api"
 
@@ -395,6 +399,109 @@ def test_a_damaged_archive_is_refused(zenodo, patchseq, tmp_path):
         with pytest.raises(FetchError, match="damaged or no archive"):
             get(zenodo, tmp_path)
         assert_clean(tmp_path)
+
+
+def packed(mode):
+    """An archive in that compression, of three members with long names."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode=mode) as archive:
+        for i in range(3):
+            info = tarfile.TarInfo(f"d/{'x' * 120}{i}")
+            info.size = 3000
+            archive.addfile(info, io.BytesIO(os.urandom(info.size)))
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz", "w:bz2", "w:xz"])
+def test_an_archive_cut_or_changed_anywhere_is_refused_or_read(mode, tmp_path):
+    body, archive = packed(mode), tmp_path / "a.tar"
+    rng = np.random.default_rng(0)
+    refused = 0
+    for cut in rng.integers(0, len(body), 60):
+        for damaged in (body[:cut], body[:cut] + bytes(rng.bytes(4)) + body[cut + 4 :]):
+            archive.write_bytes(damaged)
+            out = Path(tempfile.mkdtemp(dir=tmp_path))
+            try:
+                unpack(archive, lambda names, out=out: {n: out / n[-1] for n in names})
+            except FetchError:
+                refused += 1
+    assert refused > 20
+
+
+def test_an_archive_of_many_members_takes_time_in_proportion_or_is_refused(tmp_path, monkeypatch):
+    archive, seconds = tmp_path / "a.tar", []
+    for n in (2_000, 16_000):
+        archive.write_bytes(tarred((f"{i}", b"") for i in range(n)))
+        start = time.perf_counter()
+        unpack(archive, lambda names: {})
+        seconds.append(time.perf_counter() - start)
+    assert seconds[1] < 30 * seconds[0]  # 8 times as many; squared it would be 64
+    monkeypatch.setattr("scmoe.data.unpack.MAX_MEMBERS", 10_000)
+    with pytest.raises(UnsafeArchiveError, match="10,001 members; refused"):
+        unpack(archive, lambda names: {})
+    monkeypatch.setattr("scmoe.data.unpack.MAX_SECONDS", -1)
+    with pytest.raises(UnsafeArchiveError, match="takes over"):
+        unpack(archive, lambda names: {})
+
+
+def test_a_header_that_would_fill_the_memory_is_refused(tmp_path):
+    info = tarfile.TarInfo("x")
+    info.type, info.size = tarfile.XHDTYPE, 1 << 30
+    (tmp_path / "a.tar").write_bytes(info.tobuf() + bytes(10_240))
+    with pytest.raises(UnsafeArchiveError, match="header of 1,073,741,824 bytes; refused"):
+        unpack(tmp_path / "a.tar", lambda names: {})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda file: file.update(checksum="md5:/tmp/x"),
+        lambda file: file.update(checksum="md5:" + "0" * 31),
+        lambda file: file.update(checksum="md5:" + "0" * 32 + "\n"),
+        lambda file: file.update(checksum="sha1:" + "0" * 40),
+        lambda file: file.update(checksum=3),
+        lambda file: file.update(size=-1),
+        lambda file: file.update(size=[1]),
+        lambda file: file.update(key="/"),
+        lambda file: file.update(links={"self": 3}),
+    ],
+)
+def test_a_record_of_impossible_files_is_refused(zenodo, patchseq, tmp_path, change):
+    zenodo.files = patchseq
+    record = zenodo.record()
+    change(record["files"][0])
+    zenodo.record = lambda: record
+    with pytest.raises(FetchError, match="lists a file"):
+        get(zenodo, tmp_path)
+    assert_clean(tmp_path)
+
+
+@pytest.mark.parametrize("record", [[1], "x", 3, None, {"files": 3}, {"files": [3]}, {}])
+def test_a_record_of_another_shape_is_refused(zenodo, tmp_path, record):
+    zenodo.record = lambda: record
+    with pytest.raises(FetchError, match="lists (no files|a file)"):
+        get(zenodo, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "noted", ["[]", '{"files": {"adata_RNA_TEM.h5ad": 3}}', "{", '{"files": 3}']
+)
+def test_a_damaged_note_beside_the_files_counts_as_none(zenodo, patchseq, tmp_path, noted):
+    zenodo.files = patchseq
+    folder = get(zenodo, tmp_path)
+    (folder / "fetched.json").write_text(noted)
+    assert not is_from_zenodo(folder / PATCHSEQ[0])
+    assert get(zenodo, tmp_path) == folder
+
+
+def test_plain_http_is_refused_also_where_a_server_sends_us_there(zenodo, patchseq, tmp_path):
+    with pytest.raises(FetchError, match="plain http, which is not safe; use https"):
+        get(zenodo, tmp_path, url="http://example.org/api")
+    zenodo.files = patchseq
+    zenodo.moved = "http://example.org/elsewhere"
+    with pytest.raises(FetchError, match="example.org/elsewhere is plain http"):
+        get(zenodo, tmp_path)
+    assert_clean(tmp_path)
 
 
 def test_nothing_is_downloaded_without_consent(zenodo, patchseq, tmp_path, monkeypatch, capsys):

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+import torch.nn.functional as F
 
 import scmoe
 from scmoe import collect, leaks, paper
@@ -51,7 +52,7 @@ def test_a_zeroed_target_is_not_read(model, split):
         config = model.config.train
         cells, _ = paper._cells(model, part, config, "cpu")
         pair = (1, 0)  # protein from rna
-        scored.append(paper._decoded(model.network_, cells, [pair], "target zeroed")[pair])
+        scored.append(paper._decoded(model.experts.network_, cells, [pair], "target zeroed")[pair])
     n = split.test.n_obs
     assert np.array_equal(scored[0][-n:], scored[1][-n:])
 
@@ -84,9 +85,9 @@ def test_published_scaling_standardises_every_feature_as_measured(split):
 def test_the_paper_preset_is_the_published_network():
     config = preset("dbitseq", "paper")
     network = Network(config.model, [10, 6], 3)
-    hidden, act, last = network.decoders[0]
-    assert hidden.out_features == last.in_features == config.model.d
-    assert type(act).__name__ == "ReLU"
+    hidden, last = (layer.weight.shape for layer in network.decoders[0])
+    assert hidden[1] == last[2] == config.model.d
+    assert network.act is F.relu
     assert network.layers[0].qkv.bias is None
     assert not network.position.any()
     sizes = config.model
@@ -100,7 +101,7 @@ def test_a_validation_choice_keeps_both_epochs(split):
         **(SMALL | {"epochs": 5})
     )
     model = scmoe.ScMoE("unsupervised", config).fit(split, "cpu", progress=False)
-    assert model.test_chosen_ is not None and model.history_["val_loss"].notna().all()
+    assert model.experts.test_chosen_ is not None and model.history_["val_loss"].notna().all()
 
 
 def records(value, training=leaks.PUBLISHED, scoring=leaks.AS_PUBLISHED, epoch=leaks.LAST, seed=0,

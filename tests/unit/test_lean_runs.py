@@ -7,6 +7,7 @@ import pytest
 
 import scmoe
 from scmoe import matrix, record, summary
+from scmoe.networks import Experts
 
 SMALL = {"allow_standin": True, "cells": 120, "genes": 60, "simulation": 5, "threads": 1,
          "device": "cpu", "epochs": 1, "modalities": ["mrna", "protein"]}  # fmt: skip
@@ -33,14 +34,14 @@ def test_ours_are_the_numbers_of_a_page(tmp_path):
 
 def test_dense_networks_have_the_experts_parameters_or_arithmetic(tmp_path, monkeypatch):
     configs = []
-    fit = scmoe.ScMoE.fit
+    fit = Experts.fit
     monkeypatch.setattr(
-        scmoe.ScMoE, "fit", lambda m, *a, **k: (configs.append(m.config.model), fit(m, *a, **k))[1]
+        Experts, "fit", lambda m, *a, **k: (configs.append(m.config.model), fit(m, *a, **k))[1]
     )
     records = pd.DataFrame(scored(tmp_path, "dense")["records"])
     assert records["method"].nunique() == 2
     sparse = scmoe.preset("dyngen").model
-    widths = [config.hidden // (2 * config.d) for config in configs]
+    widths = [config.hidden // sparse.hidden for config in configs]
     assert widths == [sparse.n_experts, sparse.top_k]
     assert all(config.n_experts == 1 for config in configs)
 

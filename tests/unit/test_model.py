@@ -1,6 +1,5 @@
 """What the user holds: no leak, no drift, no surprise."""
 
-import copy
 import dataclasses
 import signal
 
@@ -10,13 +9,10 @@ import torch
 
 import scmoe
 from scmoe.data import DataError, split_mudata
-from scmoe.fit import calibrate
-from scmoe.nn import linear
-from scmoe.nn.cells import Cells
 from tests.conftest import make_tiny
 
 CONFIG = scmoe.Config().replace(
-    d=16, n_patches=4, n_heads=2, n_experts=4, epochs=4, batch_size=16, lr=3e-3
+    members=3, d=16, n_patches=4, n_heads=2, n_experts=4, hidden=16, epochs=4, batch_size=16
 )
 
 
@@ -35,9 +31,12 @@ def model(split):
 
 
 def assert_same_weights(a, b):
-    theirs = b.network_.state_dict()
-    for name, value in a.network_.state_dict().items():
-        assert torch.equal(value, theirs[name]), name
+    assert a.weights_.equals(b.weights_)
+    for part, other in ((a.experts, b.experts), (a.linear, b.linear)):
+        if part is not None:
+            theirs = other.state()[1]
+            for name, value in part.state()[1].items():
+                assert np.array_equal(value, theirs[name]), name
 
 
 @pytest.mark.parametrize("target", ["rna", "protein", "morph"])
@@ -78,15 +77,6 @@ def test_unsupervised_training_sees_no_label(split):
     assert_same_weights(fitted(split, "unsupervised"), fitted(shuffled, "unsupervised"))
 
 
-def test_clusters_are_looked_for_once(split, monkeypatch):
-    looked, find = [], linear.find_clusters
-    monkeypatch.setattr(linear, "find_clusters", lambda *a: looked.append(a) or find(*a))
-    refit = fitted(split, "unsupervised")
-    assert len(looked) == 1 and refit.network_.linear.has_groups
-    kept = fitted(split, "unsupervised", CONFIG.replace(refit=False))
-    assert len(looked) == 2 and kept.network_.linear.has_groups
-
-
 def test_the_same_seed_gives_the_same_numbers_and_another_seed_others(model, split):
     again = fitted(split)
     assert_same_weights(model, again)
@@ -94,7 +84,7 @@ def test_the_same_seed_gives_the_same_numbers_and_another_seed_others(model, spl
     assert first.equals(second)
     assert not first["value"].isna().any()
     other = fitted(split, seed=1)
-    assert not torch.equal(other.network_.head.weight, model.network_.head.weight)
+    assert not torch.equal(other.experts.network_.head.weight, model.experts.network_.head.weight)
 
 
 def test_training_leaves_the_users_random_state_alone(split):
@@ -106,14 +96,20 @@ def test_training_leaves_the_users_random_state_alone(split):
 
 
 @pytest.mark.parametrize("n_routers", [1, 2])
-@pytest.mark.parametrize("linear_path", [True, False])
-def test_save_and_load_give_identical_predictions(split, tmp_path, n_routers, linear_path):
-    model = fitted(split, config=CONFIG.replace(n_routers=n_routers, linear_path=linear_path))
+@pytest.mark.parametrize("task", ["supervised", "unsupervised"])
+def test_save_and_load_give_identical_predictions(split, tmp_path, n_routers, task):
+    model = fitted(split, task, config=CONFIG.replace(n_routers=n_routers))
     model.save(tmp_path / "model")
     loaded = scmoe.ScMoE.load(tmp_path / "model", device="cpu")
-    assert model.predict(split.test).equals(loaded.predict(split.test))
-    before, after = (m.translate(split.test, "rna", "protein") for m in (model, loaded))
-    assert np.array_equal(before, after)
+    assert loaded.weights_.equals(model.weights_)
+    for name in ("experts", "linear", None):
+        ours, theirs = ((getattr(m, name) if name else m) for m in (model, loaded))
+        assert ours.predict(split.test).equals(theirs.predict(split.test))
+        for source in ("protein", ["protein", "morph"]):
+            before, after = (m.translate(split.test, "rna", source) for m in (ours, theirs))
+            assert np.array_equal(before, after)
+    latents = (m.get_latent_representation(split.test) for m in (model, loaded))
+    assert np.array_equal(*latents)
     assert (loaded.get_routing(split.test).X == model.get_routing(split.test).X).all()
     assert np.allclose(loaded.history_, model.history_, equal_nan=True)
 
@@ -152,8 +148,8 @@ def test_cells_without_the_source_are_nan_and_the_others_are_not_touched(model, 
 
 def test_routing_says_which_experts_each_token_went_to(model, split):
     routing = model.get_routing(split.test)
-    assert routing.shape == (split.test.n_obs, 3 * 4 * 4)
-    per_token = routing.X.reshape(routing.n_obs, 3, 4, 4)
+    assert routing.shape == (split.test.n_obs, 3 * 3 * 4 * 4)
+    per_token = routing.X.reshape(routing.n_obs, 3, 3, 4, 4)  # member, modality, patch, expert
     assert np.allclose(per_token.sum(-1), 1, atol=1e-5)
     assert ((per_token > 0).sum(-1) <= 2).all()
     assert list(routing.var["modality"].unique()) == split.modalities
@@ -166,37 +162,61 @@ def test_translation_writes_into_a_given_array(model, split):
     assert np.allclose(out, model.translate(split.test, "rna", "protein"))
 
 
-def test_without_experts_the_linear_path_is_left(model, split):
-    linear = model.without_experts()
-    assert linear.method == "scMoE linear path"
-    assert (linear.network_.group_scale == 0).all()
-    cells = model.tensors(split.test)
-    batch = cells.batch(torch.arange(len(cells)))
-    path = model.network_.linear
-    expected = (path.group_logits(batch.x, batch.present) + path.rare).softmax(1)
-    assert np.allclose(linear.predict(split.test)[model.groups_], expected, atol=1e-6)
-
-
-def test_the_network_adds_only_what_validation_cells_confirm(model, split):
-    batch = model.tensors(split.val)
-    labels = model._numbers(split.val)
-    x, present = model._matrices(model.transform_.transform(split.val))
-    cells = Cells(x, present, labels, batch.device)
-    network, linear = copy.deepcopy(model.network_), model.network_.linear
-    # an opinion that only repeats the linear path changes confidence, which needs no network
-    network.group_logits = lambda encoded: linear.group_logits(
-        [torch.as_tensor(v.toarray() if hasattr(v, "toarray") else v) for v in x],
-        torch.as_tensor(present),
+def test_the_blend_is_between_its_parts(model, split):
+    assert list(model.weights_["part"].unique()) == ["experts", "linear"]
+    tasks = model.weights_.groupby(["task", "target", "source"])["weight"]
+    assert np.allclose(tasks.sum(), 1) and model.weights_["weight"].between(0, 1).all()
+    ours, linear, both = (
+        m.translate(split.test, "rna", "protein", units="scaled")
+        for m in (model.experts, model.linear, model)
     )
-    calibrate(network, cells, True)
-    assert network.group_scale == 0
-    network.linear.fusion.zero_()  # a linear path that knows nothing
-    truth = 3 * torch.nn.functional.one_hot(torch.as_tensor(labels), 3).float()
-    network.group_logits = lambda encoded: truth
-    calibrate(network, cells, True)
-    assert network.group_scale > 0
-    calibrate(network, cells, False)
-    assert network.group_scale == 0
+    w = model.weight("rna", "protein")
+    assert np.allclose(both, w * ours + (1 - w) * linear, atol=1e-5)
+    logs = [
+        np.log(m.predict(split.test)[model.groups_].to_numpy())
+        for m in (model.experts, model.linear, model)
+    ]
+    ours, linear, both = (v - v.mean(1, keepdims=True) for v in logs)
+    w = model.weight()
+    assert np.allclose(both, w * ours + (1 - w) * linear, atol=1e-4)
+
+
+def test_a_part_that_knows_nothing_gets_no_say(split):
+    still = fitted(split, config=CONFIG.replace(epochs=1, lr=1e-9))  # experts that did not learn
+    table = still.weights_.query("part == 'experts' and task == 'translation'")
+    assert table["weight"].max() < 0.3  # twenty cells speak for a half
+    both, linear = (scmoe.evaluate(m, split.test, "cell_type") for m in (still, still.linear))
+    r2 = [t.query("metric == 'r2'")["value"].mean() for t in (both, linear)]
+    assert r2[0] > r2[1] - 0.05
+
+
+@pytest.mark.parametrize("part", ["experts", "linear"])
+def test_what_is_said_out_of_fold_does_not_depend_on_the_cells_held_out(split, part):
+    model = scmoe.ScMoE(
+        config=CONFIG.replace(patience=None)
+    )  # the last weights: no cell stops them
+    known = model.experts._prepare(split)
+    model.linear._share(model.experts)
+    some = getattr(model, part)
+
+    def said(labels, protein):
+        cells = dataclasses.replace(
+            known, labels=labels, scores=known.scores | {"protein": protein}
+        )
+        out = some._fit(cells, "cpu", False, None)
+        return out.pairs["protein", "rna"]
+
+    held = known.fold == 1
+    labels, protein = known.labels.copy(), known.scores["protein"].copy()
+    labels[held] = np.roll(labels[held], 1)
+    protein[held] = 7.0
+    before, after = said(known.labels, known.scores["protein"]), said(labels, protein)
+    if part == "experts":  # each member's last weights come from the cells it has learned from
+        assert np.array_equal(before[held], after[held])
+    assert not np.array_equal(before[known.fold == 2], after[known.fold == 2])
+    if part == "linear":  # one weight a regression is chosen on all folds: less is left than moved
+        moved = np.abs(before - after)
+        assert moved[held].mean() < moved[known.fold == 2].mean()
 
 
 def test_a_run_cut_off_and_resumed_ends_with_the_same_weights(split, tmp_path, monkeypatch):
@@ -216,7 +236,7 @@ def test_a_run_cut_off_and_resumed_ends_with_the_same_weights(split, tmp_path, m
     with pytest.raises(KeyboardInterrupt, match="epoch 3, after step 1"):
         fitted(split, checkpoint=tmp_path)
     resumed = fitted(split, checkpoint=tmp_path)
-    assert epochs[:4] == [1, 2, 3, 4]  # then the refit
+    assert epochs == [1, 2, 3, 4]
     assert_same_weights(whole, resumed)
 
 
@@ -243,17 +263,17 @@ def test_the_paper_preset_trains(split, protocol_dataset):
 def test_each_leak_of_the_published_scoring_is_a_switch(split):
     config = scmoe.preset("patchseq", "paper").replace(epochs=3, d=16, n_heads=2, n_patches=4)
     model = fitted(split, "unsupervised", config)
-    assert model.test_chosen_ is not None and "watched" in model.history_
+    assert model.experts.test_chosen_ is not None and "watched" in model.history_
     table = scmoe.paper.score(model, split)
     assert table["method"].nunique() == 2
     pairs = table[table["task"] == "translation"][["target_modality", "source_modality"]]
     assert len(pairs.drop_duplicates()) == 3
-    r2 = table.query("metric == 'r2' and method == 'scMoE, scored as published'")[
+    r2 = table.query("metric == 'r2' and method == 'scMoE published, scored as published'")[
         "value"
     ].to_numpy()
     honest = {}
     for switch in ("target_visible", "r2_upper_pairs_only", "own_scaling", "score_training_cells"):
-        model.config = config.replace(**{switch: False})
+        model.config = model.experts.config = config.replace(**{switch: False})
         values = scmoe.paper.score(model, split).query("metric == 'r2'")["value"].to_numpy()
         honest[switch] = values
         assert len(values) != 2 * len(r2) or not np.array_equal(values[: len(r2)], r2), switch
@@ -275,7 +295,7 @@ def test_published_scoring_without_its_leak_is_the_honest_translation(split):
 def test_unknown_modalities_and_targets_are_named(model, split):
     with pytest.raises(DataError, match="'ephys' was not seen"):
         model.translate(split.test, "ephys", "rna")
-    with pytest.raises(ValueError, match="must not read its target"):
+    with pytest.raises(ValueError, match="must not be read"):
         model.translate(split.test, "rna", ["rna", "morph"])
     with pytest.raises(ValueError, match="supervised"):
         scmoe.ScMoE("semi")

@@ -13,7 +13,7 @@ import scmoe
 from scmoe.data import DataError, Transform, check, split_mudata
 from tests.unit.test_data_mutations import mutated
 
-TINY = scmoe.preset().replace(d=8, n_patches=2, n_heads=2, n_experts=2, epochs=1, refit=False)
+TINY = scmoe.preset().replace(d=8, n_patches=2, n_heads=2, n_experts=2, epochs=1, members=2)
 
 
 @pytest.mark.slow

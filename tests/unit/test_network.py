@@ -14,38 +14,72 @@ from scmoe.nn.network import Network
 SIZES = [13, 6, 21]
 
 
-@pytest.fixture(params=[1, 2, None], ids=["one router", "two routers", "a router each"])
-def network(request):
+KINDS = {
+    "one router": dict(n_routers=1),
+    "two routers": dict(n_routers=2),
+    "three members": dict(members=3),
+    "no attention": dict(members=2, attention=False),
+}
+
+
+def make_network(**change):
     torch.manual_seed(0)
-    config = ModelConfig(d=16, n_patches=4, n_heads=2, n_experts=4, n_routers=request.param)
-    return Network(config, SIZES, n_groups=3).eval()
+    usual = dict(members=1, d=16, n_patches=4, n_heads=2, n_experts=4, attention=True)
+    network = Network(ModelConfig(**(usual | change)), SIZES, n_groups=3).eval()
+    for weights in network.parameters():
+        if not weights.any():  # the last layers start at 0, and would answer nothing
+            torch.nn.init.normal_(weights, std=0.3)
+    return network
+
+
+@pytest.fixture(params=KINDS.values(), ids=KINDS)
+def network(request):
+    return make_network(**request.param)
 
 
 def cells(n=7, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    x = [torch.randn(n, f, generator=generator) for f in SIZES]
-    return x, torch.ones(n, 3, dtype=torch.bool)
+    x = [torch.randn(1, n, f, generator=generator) for f in SIZES]
+    return x, torch.ones(1, n, 3, dtype=torch.bool)
 
 
 def test_the_alone_view_depends_on_its_own_modality_only(network):
     x, present = cells()
     other = [x[0], *cells(seed=1)[0][1:]]
-    before = network.encode(x, present, "alone").latents[:, 0]
-    after = network.encode(other, present, "alone").latents[:, 0]
+    before = network.encode(x, present, "alone").latents[:, :, 0]
+    after = network.encode(other, present, "alone").latents[:, :, 0]
     assert (before - after).abs().max() < 1e-6
 
 
 def test_the_joint_view_reads_all_modalities(network):
     x, present = cells()
     other = [x[0], *cells(seed=1)[0][1:]]
-    before = network.encode(x, present).latents[:, 0]
-    assert (before - network.encode(other, present).latents[:, 0]).abs().max() > 1e-4
+    before, after = (network.encode(given, present) for given in (x, other))
+    assert (before.fused - after.fused).abs().max() > 1e-4
+    own = (before.latents[:, :, 0] - after.latents[:, :, 0]).abs().max()
+    assert own > 1e-4 if network.config.attention else own == 0
+
+
+def test_members_are_networks_of_their_own():
+    network, x = make_network(members=3), cells()[0]
+    present = torch.ones(3, 7, 3, dtype=torch.bool)
+    apart = [torch.cat([cells(seed=k)[0][i] for k in range(3)]) for i in range(3)]
+    together = network.encode(apart, present).latents
+    for k in range(3):
+        alone = network.encode(cells(seed=k)[0], present[:1]).latents
+        assert torch.allclose(together[k], alone[k], atol=1e-5)
+    before = network.encode(x, present[:1]).latents
+    with torch.no_grad():
+        for weights in network.parameters():
+            weights.view(3, -1)[1].add_(1.0)
+    after = network.encode(x, present[:1]).latents
+    assert torch.equal(before[[0, 2]], after[[0, 2]]) and not torch.equal(before[1], after[1])
 
 
 def test_both_views_in_one_pass_equal_each_by_itself(network):
     x, present = cells()
     shown = present.clone()
-    shown[:4, 2] = False
+    shown[:, :4, 2] = False
     joint, alone = network.encode_both(x, shown, present)
     assert torch.allclose(joint.latents, network.encode(x, shown).latents, atol=1e-5)
     assert torch.allclose(alone.latents, network.encode(x, present, "alone").latents, atol=1e-5)
@@ -58,40 +92,41 @@ def test_the_training_masks_source_only_view_ignores_the_target(network):
     for target in (x[2], torch.full_like(x[2], 1e3)):
         torch.manual_seed(5)
         _, alone = network.encode_both([x[0], x[1], target], present, present)
-        views.append(network.decode(alone, 2)[:, :2])
+        views.append(network.decode(alone, 2)[:, :, :2])
     assert (views[0] - views[1]).abs().max() < 1e-6
 
 
 def test_an_absent_modality_is_neither_read_nor_attended_to(network):
     x, present = cells()
-    present[:, 1] = False
+    present[..., 1] = False
     noise = [x[0], torch.full_like(x[1], math.nan), x[2]]
     gone = [x[0], None, x[2]]
     expected = network.encode(x, present)
     for given in (noise, gone):
         latents = network.encode(given, present).latents
         assert torch.equal(latents, expected.latents)
-        assert torch.equal(latents[:, 1], torch.zeros_like(latents[:, 1]))
+        assert not latents[:, :, 1].any()
 
 
-def test_translation_empties_the_targets_slot(network):
+def test_translation_is_what_the_alone_view_decodes(network):
     x, present = cells()
-    expected = network.translate([x[0], None, None], present, 2)
-    poisoned = [x[0], None, torch.full_like(x[2], math.nan)]
-    assert torch.equal(network.translate(poisoned, present, 2), expected)
+    alone = network.decode(network.encode(x, present, "alone"), 2)[:, :, 0]
+    assert torch.allclose(network.translate(x[0], present[..., 0], 2, 0), alone, atol=1e-5)
 
 
-def test_features_are_cut_into_zero_padded_patches(network):
-    x, present = cells()
+def test_features_are_cut_into_zero_padded_patches():
+    network, (x, present) = make_network(published_layers=True), cells()
     padded = torch.nn.functional.pad(x[0], (0, 3)).view(7, 4, 4)
-    expected = padded @ network.embed[0].weight.T + network.embed[0].bias + network.position[0]
-    assert torch.allclose(network.encode(x, present).embedded[:, 0], expected, atol=1e-6)
+    embed = network.embed[0]
+    expected = padded @ embed.weight[0].T + embed.bias[0] + network.position[0, 0]
+    assert torch.allclose(network.encode(x, present).embedded[0, :, 0], expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("dataset", ["dyngen", "dbitseq", "patchseq", "atacseq"])
 def test_paper_presets_carry_every_switch_of_the_reference(dataset):
     config = preset(dataset, "paper")
-    assert not config.model.linear_path and not config.model.input_residual
+    assert config.model.n_components is None and not config.model.input_residual
+    assert config.model.members == 1 and config.model.attention
     assert config.train.target_visible and config.train.ce_on_softmax and config.train.sum_pairs
     assert config.model.top_k == 2
     assert Config.from_dict(config.to_dict()) == config
@@ -122,27 +157,27 @@ def test_impossible_settings_are_refused(change):
 
 def test_one_wide_expert_is_a_dense_perceptron_of_equal_size():
     def layer(**change):
-        config = ModelConfig(d=16, n_heads=2, n_experts=4, top_k=2)
+        config = ModelConfig(members=1, d=16, n_heads=2, n_experts=4, top_k=2, hidden=None)
         config = Config(config).replace(**change).model
         return Network(config, SIZES, n_groups=3).layers[0]
 
     sparse, dense = layer(), layer(n_experts=1, top_k=1, hidden=4 * 2 * 16)
     assert dense.experts.w1.numel() == sparse.experts.w1.numel()
-    x = torch.randn(5, 3, 8, 16)
-    _, routing = dense(x, None, torch.ones(5, 3, dtype=torch.bool))
+    x = torch.randn(1, 5, 3, 8, 16)
+    _, routing = dense(x, None, torch.ones(1, 5, 3, dtype=torch.bool))
     assert (routing.weights == 1).all() and routing.balance == 0
 
 
 def test_cross_entropy_of_softmax_outputs_cannot_reach_zero():
-    logits = 100 * torch.eye(5)
-    labels = torch.arange(5)
+    logits = 100 * torch.eye(5)[None]
+    labels = torch.arange(5)[None]
     assert losses.cross_entropy(logits, labels) < 1e-6
     floor = math.log(1 + 4 / math.e)
     assert losses.cross_entropy(logits, labels, on_softmax=True).item() == pytest.approx(floor)
 
 
 def test_unlabelled_cells_do_not_count_in_cross_entropy():
-    logits, labels = torch.randn(6, 3), torch.tensor([0, 1, 2, -1, -1, 0])
+    logits, labels = torch.randn(1, 6, 3), torch.tensor([[0, 1, 2, -1, -1, 0]])
     known = labels >= 0
     expected = torch.nn.functional.cross_entropy(logits[known], labels[known])
     assert torch.allclose(losses.cross_entropy(logits, labels), expected)
@@ -189,5 +224,5 @@ def test_sparse_rows_come_out_as_they_went_in():
 
     matrix = sparse.random(30, 17, density=0.1, format="csr", random_state=0, dtype=np.float32)
     kept = Cells([matrix], np.ones((30, 1), bool))
-    index = torch.tensor([3, 0, 29, 3, 7])
+    index = torch.tensor([[3, 0, 29], [3, 7, 1]])  # of two members
     assert np.array_equal(kept.batch(index).x[0].numpy(), matrix.toarray()[index])

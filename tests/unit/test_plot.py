@@ -115,7 +115,7 @@ def test_a_family_of_many_groups_shares_a_hue():
 
 def test_modalities_and_methods_keep_their_colours():
     assert modality_colour("rna") == modality_colour("mrna") != modality_colour("protein")
-    assert method_colour("scMoE") != method_colour("scMoE linear path")
+    assert method_colour("scMoE") != method_colour("scMoE linear")
     assert method_colour("logistic regression (late fusion)") == method_colour(
         "logistic regression"
     )

@@ -59,13 +59,13 @@ def words(accuracy, r2, split):
 
 def test_the_takeaway_is_worded_from_the_records(split):
     said = words(
-        {"scMoE": 0.9, "ridge": 0.5, "scMoE linear path": 0.8},
-        {"scMoE": 0.25, "ridge": 0.2, "scMoE linear path": 0.22},
+        {"scMoE": 0.9, "ridge": 0.5, "scMoE linear": 0.8},
+        {"scMoE": 0.25, "ridge": 0.2, "scMoE linear": 0.22},
         split,
     )
     n = split.test.n_obs
     assert f"scMoE names the right group for 90% of {n} test cells" in said
-    assert "linear path reaches 80%" in said
+    assert "linear part reaches 80%" in said
     assert "R² 0.250 (mean of 2 ordered pairs), ridge regression 0.200" in said
     assert "the experts add 0.030" in said
     assert said.count(". ") == 1  # two sentences
@@ -82,10 +82,10 @@ def test_a_difference_counts_only_beyond_chance(ours, theirs, verdict, split):
 
 
 def test_the_takeaway_does_not_flatter(split):
-    said = words({}, {"scMoE": -0.1, "scMoE linear path": 0.1}, split)
+    said = words({}, {"scMoE": -0.1, "scMoE linear": 0.1}, split)
     assert "the experts cost 0.200" in said
     assert "the mean of the training cells is the better guess" in said
-    same = words({}, {"scMoE": 0.1, "scMoE linear path": 0.1}, split)
+    same = words({}, {"scMoE": 0.1, "scMoE linear": 0.1}, split)
     assert "the experts add nothing" in same
 
 
@@ -126,7 +126,7 @@ def test_compare_scores_every_method_on_the_same_cells(split, model, tmp_path):
     run = scmoe.start_run("own", {"out_dir": str(tmp_path)})
     table = summary.compare(run, model, split)
     methods = set(table["method"])
-    assert {"scMoE", "scMoE linear path", "ridge", "logistic regression (late fusion)"} <= methods
+    assert {"scMoE", "scMoE linear", "ridge", "logistic regression (late fusion)"} <= methods
     assert len({m for m in methods if m.startswith("logistic")}) == 1 + len(split.modalities)
     assert run.seconds.keys() >= {"baselines", "evaluate"}
     wide = summary.scores(table)
@@ -143,11 +143,11 @@ def test_compare_scores_every_method_on_the_same_cells(split, model, tmp_path):
 def test_without_labels_the_rows_to_compare_are_clusters(split, clusters):
     table = summary.compare(scmoe.record.Run("own", task="unsupervised"), clusters, split)
     of_groups = table[table["task"] == "unsupervised"]
-    assert set(of_groups["method"]) == {"scMoE", "scMoE linear path", "k-means"}
+    assert set(of_groups["method"]) == {"scMoE", "scMoE experts", "scMoE linear", "k-means"}
     assert set(of_groups["metric"]) == {"accuracy", "ari", "nmi"}
     said = report.takeaway(table, split).data
     assert "scMoE's clusters agree at ARI" in said
-    assert "its own linear path" in said
+    assert "its linear part" in said
 
 
 def test_clusters_get_the_names_of_the_groups_they_match(split, clusters):
@@ -182,7 +182,7 @@ def test_a_router_that_sorts_by_modality_is_told_from_one_that_sorts_by_group():
 
 
 def test_the_kept_epoch_is_that_of_the_least_validation_loss(model):
-    other = copy.copy(model)
+    other = copy.copy(model.experts)
     other.history_ = pd.DataFrame(
         {
             "epoch": [1, 2, 3],

@@ -1,10 +1,11 @@
-"""What the simple methods share: the transform, the bookkeeping, and principal components."""
+"""What all methods share: ours, simple ones and peers fit, predict and translate alike."""
 
 from __future__ import annotations
 
 import importlib
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -13,14 +14,17 @@ from scipy import sparse
 from sklearn.decomposition import PCA, TruncatedSVD
 from sklearn.model_selection import KFold, StratifiedKFold
 
-from scmoe.data import DataError, Split, Transform, check
+from scmoe.data import DataError, Split, Transform
 from scmoe.data.blocks import row_blocks
+from scmoe.data.check import expect_mudata
 
 N_FOLDS = 5
-MAX_COMPONENTS = 256
+MAX_COMPONENTS = 512  # enough to keep all that a few hundred cells tell
+MAX_TOLD = 100  # leading components of a target that a translation predicts
+LARGE, OF_LARGE = 1500, 100  # cells and features beyond which fewer components are kept
 
 
-class Baseline:
+class Method:
     """A method with the interface of :class:`scmoe.ScMoE`; a subclass adds what it can do.
 
     Parameters
@@ -42,20 +46,27 @@ class Baseline:
         self.modalities = None if modalities is None else list(modalities)
         self.seed = seed
 
-    def _start(self, split: Split) -> None:
+    def _start(self, split: Split, transform: Transform | None = None) -> None:
         """Set the attributes that every method has; the transform sees `split.train` alone."""
         self.modalities_ = self.modalities or list(split.modalities)
         if unknown := [m for m in self.modalities_ if m not in split.modalities]:
             raise DataError(f"no modality '{unknown[0]}'; there are: {', '.join(split.modalities)}")
         self.label_key_ = split.label_key
         supervised = self.task == "supervised"
+        if supervised and split.label_key is None:
+            raise DataError(
+                "these cells have no labels (label_key is None): learning groups needs some; "
+                "task='unsupervised' finds clusters"
+            )
+        if supervised and "group" in map(str, split.groups):
+            raise DataError("a group is called 'group', as a column of predictions is: rename it")
         self.groups_ = [g if supervised else str(i) for i, g in enumerate(map(str, split.groups))]
         if len(self.groups_) < 2 and self.task != "translation":
             raise DataError(
                 f"{len(self.groups_)} groups in the training cells' obs[{split.label_key!r}]; "
                 "at least 2 are needed"
             )
-        self.transform_ = Transform().fit(split.train)
+        self.transform_ = transform or Transform().fit(split.train)
         self.seed_ = split.seed if self.seed is None else self.seed
         self.info_ = {
             "dataset": split.name,
@@ -71,7 +82,7 @@ class Baseline:
         Labels are positions in `split.groups`, shape `(n_cells,)`; -1 where there are none.
         """
         parts = [self._matrices(part, self.modalities_) for part in (split.train, split.val)]
-        matrices = {m: _stack([x[m] for x, _ in parts]) for m in self.modalities_}
+        matrices = {m: stack([x[m] for x, _ in parts]) for m in self.modalities_}
         present = {m: np.concatenate([has[m] for _, has in parts]) for m in self.modalities_}
         labels = np.full(split.train.n_obs + split.val.n_obs, -1)
         if split.label_key is not None:
@@ -84,8 +95,9 @@ class Baseline:
         return self.transform_.transform(mdata, self._available(mdata))
 
     def _available(self, mdata: MuData) -> list[str]:
-        if not isinstance(mdata, MuData):
-            check(mdata)
+        if not hasattr(self, "transform_"):
+            raise RuntimeError("This model is not fitted; call fit(split) or load(path) first.")
+        expect_mudata(mdata)
         available = [m for m in self.modalities_ if m in mdata.mod]
         if not available:
             raise DataError(
@@ -150,41 +162,69 @@ class Baseline:
         return table
 
 
-def _stack(parts: list):
+def stack(parts: list):
+    """Matrices on top of each other, dense or CSR."""
     return sparse.vstack(parts, format="csr") if sparse.issparse(parts[0]) else np.vstack(parts)
 
 
+@dataclass
 class Components:
-    """Leading principal components, scaled together so that a cell's mean squared length is 1.
+    """Leading principal components, scaled together so that a score's mean square is 1.
 
-    Sparse values are not centred (that would make them dense): their components are those of the
-    truncated singular value decomposition.
+    Sparse values are not centred before their axes are found (that would make them dense): theirs
+    are those of the truncated singular value decomposition.
     """
 
-    def __init__(self, X, n_components: int = MAX_COMPONENTS, seed: int = 0):
-        n = min(n_components, X.shape[1], X.shape[0] - 1)
+    mean: np.ndarray  # (F,)
+    axes: np.ndarray  # (p, F), orthonormal rows
+    scale: float  # of all scores
+    variance: float  # mean squared length of a centred cell, all F features, in units of scale²
+
+    @classmethod
+    def fit(cls, X, n_components: int = MAX_COMPONENTS, seed: int = 0) -> Components:
+        """Find the axes of the cells in ``X`` ``(n_cells, n_features)``, dense or CSR."""
+        large = min(X.shape) > LARGE or sparse.issparse(X)
+        n = max(1, min(OF_LARGE if large else n_components, X.shape[1], X.shape[0] - 1))
+        mean = np.asarray(X.mean(0), np.float64).ravel()
         if sparse.issparse(X):
-            self.model = TruncatedSVD(max(1, min(n, X.shape[1] - 1)), random_state=seed)
+            n = max(1, min(n, X.shape[1] - 1))
+            axes = TruncatedSVD(n, n_iter=4, random_state=seed).fit(X).components_
+            total = X.multiply(X).mean(0).sum() - mean @ mean
         else:
-            solver = "full" if min(X.shape) <= 2000 else "randomized"
-            self.model = PCA(max(1, n), svd_solver=solver, random_state=seed)
-        Z = self.model.fit_transform(X).astype(np.float64)
-        self.n = Z.shape[1]
-        self.mean = Z.mean(0)
-        self.scale = np.sqrt(np.square(Z - self.mean).sum(1).mean()) or 1.0
+            solver = "randomized" if large else "full"
+            axes = PCA(n, svd_solver=solver, random_state=seed).fit(X).components_
+            total = np.square(X - mean).sum(1).mean()
+        axes = np.ascontiguousarray(axes, np.float32)  # as a file gives them back
+        scores = np.asarray(X @ axes.T) - mean @ axes.T
+        scale = float(np.sqrt(np.square(scores).mean())) or 1.0
+        return cls(mean.astype(np.float32), axes, scale, float(total) / scale**2 or 1.0)
+
+    @property
+    def n(self) -> int:
+        """How many there are."""
+        return len(self.axes)
+
+    @property
+    def n_told(self) -> int:
+        """How many of them, the leading ones, translations predict."""
+        return min(self.n, MAX_TOLD)
 
     def __call__(self, X) -> np.ndarray:
-        """Scores `(n_cells, n_components)`."""
-        return (self.model.transform(X) - self.mean) / self.scale
+        """Scores ``(n_cells, n)`` of scaled values ``(n_cells, n_features)``."""
+        return ((np.asarray(X @ self.axes.T) - self.mean @ self.axes.T) / self.scale).astype("f4")
+
+    def inverse(self, Z: np.ndarray) -> np.ndarray:
+        """Scaled values ``(n_cells, n_features)`` of leading scores ``(n_cells, at most n)``."""
+        return (self.scale * Z) @ self.axes[: Z.shape[1]] + self.mean
 
 
-def inner_folds(labels: np.ndarray | None, n_cells: int, seed: int) -> list[np.ndarray]:
-    """Cells that each of five folds holds out, stratified by label where labels are given."""
-    n_folds = min(N_FOLDS, n_cells)
+def inner_folds(labels: np.ndarray | None, n_cells: int, seed: int, n_folds: int = N_FOLDS):
+    """Cells that each of some folds holds out, stratified by label where labels are given."""
+    n_folds = min(n_folds, n_cells)
     if labels is None:
         folds = KFold(n_folds, shuffle=True, random_state=seed)
         return [test for _, test in folds.split(np.empty(n_cells))]
-    n_folds = min(n_folds, np.bincount(labels).max())
+    n_folds = min(n_folds, np.unique(labels, return_counts=True)[1].max())
     folds = StratifiedKFold(n_folds, shuffle=True, random_state=seed)
     with warnings.catch_warnings():  # groups smaller than the number of folds: meant
         warnings.filterwarnings("ignore", message="The least populated class")
