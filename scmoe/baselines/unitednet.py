@@ -146,7 +146,7 @@ class UnitedNet(Method):
     def _run(self, task: str, function, mdata: MuData, modalities=None) -> Tensor:
         network = self.networks_[task]
         cells = self._cells(mdata, network.fusion.device, modalities)
-        return torch.cat([function(network, b).cpu() for b in cells.batches(EVAL_BATCH)])
+        return torch.cat([function(network, b).cpu() for b in _in_order(cells)])
 
 
 def _mlp(widths: Sequence[int], batch_norm: bool) -> nn.Sequential:
@@ -290,7 +290,7 @@ def _keep_best(best: dict, network: _Network, val: Cells) -> None:
     """Copy the network for each task whose validation loss is the least so far."""
     network.eval()
     error, entropy, n = 0.0, 0.0, len(network.decoders)
-    for batch in val.batches(EVAL_BATCH):
+    for batch in _in_order(val):
         latents = network.latents(batch)
         for i, j in permutations(range(n), 2):
             decoded = network.activation(i, network.decoders[i](latents[j]))
@@ -307,7 +307,17 @@ def _shuffled(cells: Cells, size: int):
     """Batches in random order; a last batch of one cell is left out (batch norm needs two)."""
     for index in torch.randperm(len(cells)).split(size):
         if len(index) > 1:
-            yield cells.batch(index)
+            yield _alone(cells.batch(index[None]))
+
+
+def _in_order(cells: Cells):
+    return map(_alone, cells.batches(EVAL_BATCH))
+
+
+def _alone(batch: Batch) -> Batch:
+    """The batch without its axis of members, as this network has none."""
+    x = [None if values is None else values[0] for values in batch.x]
+    return Batch(x, batch.present[0], None if batch.labels is None else batch.labels[0])
 
 
 def _step(optimiser: torch.optim.Optimizer, loss: Tensor, parameters: list) -> None:

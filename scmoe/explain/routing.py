@@ -178,8 +178,15 @@ def attention_blocks(model, mdata: MuData, by: Sequence[str] | None = None) -> p
     ----------
     by
         A label per cell: then rows are (label, modality).
+
+    Raises
+    ------
+    ValueError
+        If the network has no attention.
     """
     model = getattr(model, "experts", model)
+    if not model.config.model.attention:
+        raise ValueError("This network has no attention: its tokens meet in the group head alone.")
     network, names = model.network_.eval(), model.modalities_
     by = np.full(mdata.n_obs, "all") if by is None else np.asarray(by, str)
     parts, there = [], []
