@@ -105,8 +105,11 @@ def fit(
     learned = [(fold != k).nonzero()[:, 0] for k in range(network.config.members)]
     n_cells = min(map(len, learned))  # members whose share is larger leave a few out, by turns
     n_batches = max(1, round(n_cells / config.batch_size))
+    epochs = config.epochs
+    if config.max_steps:
+        epochs = min(epochs, math.ceil(config.max_steps / n_batches))
     done = len(run.history) * n_batches + len(run.losses)
-    report = Progress(progress, config.epochs, n_batches, n_cells, done)
+    report = Progress(progress, epochs, n_batches, n_cells, done)
 
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=_cuda(cells.device)))
@@ -116,7 +119,7 @@ def fit(
         stopping = stack.enter_context(_stop_signals())
         step = Step(network, config, cells, fold, supervised, scales, input_noise)
         choose = config.patience is not None and step.held_out[0].shape[1] > 0
-        for epoch in range(len(run.history) + 1, config.epochs + 1):
+        for epoch in range(len(run.history) + 1, epochs + 1):
             if choose and epoch - max(run.best_epochs) > config.patience:
                 break
             torch.manual_seed(seed * 1_000_003 + epoch)
@@ -125,6 +128,10 @@ def fit(
             run.restore_random_state(cells.device)
             network.train()
             for index in batches[len(run.losses) :]:
+                if config.max_steps:
+                    part = ((epoch - 1) * n_batches + len(run.losses)) / (epochs * n_batches)
+                    for group in optimiser.param_groups:
+                        group["lr"] = config.lr * (1 + math.cos(math.pi * part)) / 2
                 optimiser.zero_grad(set_to_none=True)
                 loss, detail = step(index)
                 loss.sum().backward()

@@ -105,7 +105,9 @@ class ScMoE(Part):
             self.linear._share(self.experts)
             other = self.linear._fit(known, device, progress, None)
             self.linear._finish(known, other)
-            weight = {None: _group_weight(known, held_out.groups, other.groups)}
+            w = _group_weight(known, held_out.groups, other.groups)
+            held_out.groups = w * held_out.groups + (1 - w) * other.groups
+            weight = {None: w}
             for pair in self.pairs:
                 weight[pair] = self._pair_weight(known, pair, held_out, other)
                 mixed = weight[pair] * held_out.pairs[pair]
@@ -204,11 +206,12 @@ class ScMoE(Part):
                 components[name] |= {"scale": part.scale, "variance": part.variance}
                 tensors[f"components.{i}.mean"] = torch.as_tensor(part.mean)
                 tensors[f"components.{i}.axes"] = torch.as_tensor(np.ascontiguousarray(part.axes))
-        fusion = {}
+        fusion, rare = {}, {type(self).__name__: list(map(float, self.rare_))}
         for part in self._parts():
             name = type(part).__name__
             tensors[f"stack.{name}.gram"] = torch.as_tensor(part.gram_)
             tensors[f"stack.{name}.cross"] = torch.as_tensor(part.cross_)
+            rare[name] = list(map(float, part.rare_))
             if part is not self:
                 fusion[name] = [[list(s), list(map(float, w))] for s, w in part.fusion_.items()]
         note = dict(
@@ -220,7 +223,7 @@ class ScMoE(Part):
             modalities=self.modalities_,
             label_key=self.label_key_,
             info=self.info_,
-            rare=list(map(float, self.rare_)),
+            rare=rare,
             weights=self.weights_.to_dict("records"),
             transform=transform,
             components=components,
@@ -266,7 +269,8 @@ class ScMoE(Part):
         model.label_key_, model.info_, model.seed_ = note["label_key"], note["info"], note["seed"]
         arrays = {k: v.numpy() for k, v in below(tensors, "transform.").items()}
         model.transform_ = Transform.from_state(note["transform"], arrays)
-        model.rare_, model.weights_ = np.array(note["rare"]), pd.DataFrame(note["weights"])
+        model.rare_ = np.array(note["rare"]["ScMoE"])
+        model.weights_ = pd.DataFrame(note["weights"])
         model.components_ = {}
         for i, (name, its) in enumerate(note["components"].items()):
             maps = {k: v.numpy() for k, v in below(tensors, f"components.{i}.").items()}
@@ -282,6 +286,7 @@ class ScMoE(Part):
         for part in (model, model.experts, model.linear):
             if stack := below(tensors, f"stack.{type(part).__name__}."):
                 part.gram_, part.cross_ = stack["gram"].numpy(), stack["cross"].numpy()
+                part.rare_ = np.array(note["rare"][type(part).__name__])
             if weights := note["fusion"].get(type(part).__name__):
                 part.fusion_ = {tuple(subset): np.array(w) for subset, w in weights}
         return model

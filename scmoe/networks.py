@@ -24,6 +24,8 @@ from scmoe.nn.network import Network
 from scmoe.parts import Known, OutOfFold, Part, Subset
 from scmoe.step import EVAL_BATCH
 
+FEW_CELLS = 1000  # beyond, less of the input is dropped out: the cells themselves are many
+
 
 class Experts(Part):
     """An ensemble of sparse mixture-of-experts networks, trained end to end on its own losses.
@@ -84,6 +86,8 @@ class Experts(Part):
         x = self._read(known.scores)
         cells = Cells(x, known.present, known.labels, device)
         self.network_ = self._network([v.shape[1] for v in x], known.n_groups).to(device)
+        if not self.published:
+            self.network_.input_dropout *= min(1.0, FEW_CELLS / len(known.fold))
         scales = None if self.published else [
             v.shape[1] / self.components_[m].variance
             for v, m in zip(x, self.modalities_, strict=True)

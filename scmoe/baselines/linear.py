@@ -222,7 +222,7 @@ def _solve(model, Z, labels, n_groups) -> tuple[np.ndarray, np.ndarray]:
     """Weights ``(p, C)`` and biases ``(C,)``; a constant where there is nothing to tell apart."""
     seen = np.unique(labels)
     weights, bias = np.zeros((Z.shape[1], n_groups)), np.full(n_groups, NO_GROUP)
-    if len(seen) < 2:
+    if len(seen) < 2 or len(labels) <= len(seen):
         bias[seen] = 0.0
         return weights, bias if len(seen) else np.zeros(n_groups)
     with warnings.catch_warnings():

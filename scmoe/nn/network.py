@@ -66,7 +66,7 @@ class Network(nn.Module):
         d, k, n_modalities = config.d, config.members, len(n_features)
         published = config.published_layers
         self.config, self.n_features, self.n_groups = config, list(n_features), n_groups
-        self.n_patches = config.n_patches
+        self.n_patches, self.input_dropout = config.n_patches, config.input_dropout
         # ceil(F / P) features a patch, the last ones zero-padded
         self.patch_sizes = [math.ceil(f / self.n_patches) for f in n_features]
         self.embed = nn.ModuleList(Linear(k, size, d) for size in self.patch_sizes)
@@ -168,9 +168,9 @@ class Network(nn.Module):
             return position.expand(*present.shape, -1, -1)
         # where, not product: NaN of an absent cell must not leak
         x = torch.where(present[..., None], x, 0.0)
-        x = dropout(x, self.config.input_dropout, self.training)
+        x = dropout(x, self.input_dropout, self.training)
         padded = F.pad(x, (0, self.patch_sizes[i] * self.n_patches - x.shape[2]))
-        tokens = self.embed[i](padded.view(*x.shape[:2], self.n_patches, -1))
+        tokens = self.embed[i](padded.view(*x.shape[:2], self.n_patches, self.patch_sizes[i]))
         if self.config.published_layers:
             return tokens + position
         tokens = F.gelu(self.norm_in[i](tokens + position))

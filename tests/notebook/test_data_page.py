@@ -13,7 +13,7 @@ pytestmark = pytest.mark.slow
 def test_the_page_shows_every_set_and_marks_each_as_what_it_is(tmp_path):
     cells = papermill("data", tmp_path / "run", tmp_path)
     page = shown(cells)
-    assert page.count("a simulated stand-in") == 3
+    assert page.count("a simulated stand-in") == 4
     assert "Of the five sets, 0 are measured cells here" in shown(cells, "text/markdown")
     captions = re.findall("<caption>(.*?)</caption>", page)
     assert sum("stand-in: simulated" in words for words in captions) == 4
