@@ -22,23 +22,15 @@ from scmoe.colours import (
     modality_colour,
     title_of,
 )
+from scmoe.metrics import NAMES
 
 WIDTH = 6.6  # inches: with 11 pt text still legible on a phone's 350 pixels
 MARKERS = "osD^vPX<>"
-TRACES = [("train", "training", "--", FAINT), ("val", "validation", "-", "#332288")]
-_mark = ""  # said in every figure's title, set by style()
+TRACES = [("", "training", "--", FAINT), ("val_", "held out", "-", "#332288")]
 
 
-def style(mark: str = "") -> None:
-    """Set up all figures made from here on: sizes, colours, sharp output in notebooks.
-
-    Parameters
-    ----------
-    mark
-        Words for every title, such as `"stand-in data"`; empty for none.
-    """
-    global _mark
-    _mark = mark
+def style() -> None:
+    """Set up all figures made from here on: sizes, colours, sharp output in notebooks."""
     mpl.rcParams.update(
         {
             "font.size": 11, "axes.titlesize": 11, "axes.labelsize": 11, "legend.fontsize": 10,
@@ -57,19 +49,20 @@ def style(mark: str = "") -> None:
         return
 
 
-def scores(table: pd.DataFrame, panels: Mapping[str, str], title: str) -> Figure:
-    """Draw methods beside each other: one dot per method and panel.
+def scores(table: pd.DataFrame, metrics: Sequence[str], title: str) -> Figure:
+    """Draw methods beside each other: one dot per method, one panel per metric that was scored.
 
     Parameters
     ----------
     table
-        Methods in rows, best first; one column per panel, NaN where a method has no such score.
-    panels
-        Column -> title of its panel.
+        Methods in rows, best first; metrics in columns (`scmoe.metrics.wide`). A method with none
+        of the metrics is left out.
     """
-    fig, axes = _panels(title, 1, len(panels), height=0.7 + 0.36 * len(table), sharey=True)
+    table = table.reindex(columns=[m for m in metrics if m in table]).dropna(how="all")
+    fig, axes = figure(title, 1, table.shape[1], height=0.7 + 0.36 * len(table), sharey=True)
     rows = np.arange(len(table))[::-1]
-    for ax, (column, words) in zip(axes, panels.items(), strict=True):
+    for ax, column in zip(axes, table, strict=True):
+        words = NAMES.get(column, column)
         values = table[column].to_numpy(float)
         low = min(0.0, np.nanmin(values, initial=0.0))
         high = max(np.nanmax(values, initial=0.0), 0.1)
@@ -101,7 +94,7 @@ def differences(table: pd.DataFrame, title: str) -> Figure:
     """
     tasks, names, rivals = (list(table[c].unique()) for c in ("task", "name", "against"))
     height = 1.3 + 0.12 * len(names) * (len(rivals) + 0.5)
-    fig, axes = _panels(title, 1, len(tasks), height=height, sharey=True)
+    fig, axes = figure(title, 1, len(tasks), height=height, sharey=True)
     for ax, task in zip(axes, tasks, strict=True):
         ax.axvline(0, color="#bbbbbb", lw=1, zorder=0)
         shown = table[table["task"] == task]
@@ -123,7 +116,8 @@ def differences(table: pd.DataFrame, title: str) -> Figure:
 
 def group_sizes(table: pd.DataFrame, title: str) -> Figure:
     """Draw how many cells each group (rows) has in each part (columns), stacked."""
-    fig, (ax,) = _panels(title, height=1.3 + 0.21 * len(table))
+    table = table.fillna(0).loc[in_order(table.index)]
+    fig, (ax,) = figure(title, height=1.3 + 0.21 * len(table))
     rows, left = np.arange(len(table))[::-1], np.zeros(len(table))
     for column, colour in zip(table, ["#BBBBBB", "#77AADD", "#EE8866", "#EEDD88"], strict=False):
         ax.barh(rows, table[column], 0.8, left, label=column, color=colour)
@@ -140,8 +134,8 @@ def batches(table: pd.DataFrame, held_out: Sequence[str], title: str) -> Figure:
     `held_out` are the batches of the test cells. A cross marks a group that a batch lacks.
     """
     share = 100 * table / table.sum()
-    fig, (ax,) = _panels(title, height=1.3 + 0.24 * len(table))
-    mesh = _heat(ax, share, 0, max(share.to_numpy().max(), 1))
+    fig, (ax,) = figure(title, height=1.3 + 0.24 * len(table))
+    mesh = heat(ax, share, 0, max(share.to_numpy().max(), 1))
     for row, column in np.argwhere(table.to_numpy() == 0):
         ax.text(column + 0.5, row + 0.5, "×", ha="center", va="center", color=FAINT, fontsize=9)
     names = [f"{b}\n{table[b].sum():,} cells{' (test)' * (b in held_out)}" for b in table]
@@ -151,31 +145,31 @@ def batches(table: pd.DataFrame, held_out: Sequence[str], title: str) -> Figure:
     return fig
 
 
-def training_curves(history: pd.DataFrame, best: int, title: str) -> Figure:
-    """Draw the losses of training and validation cells by epoch.
+def training_curves(history: pd.DataFrame, title: str) -> Figure:
+    """Draw the losses of training cells and of cells held out, by epoch; one panel per loss.
 
     Parameters
     ----------
     history
-        One row per epoch (the index): columns `train <part>` and `val <part>`. One panel per part.
-    best
-        The epoch whose weights were kept; a vertical line.
+        As `scmoe.ScMoE.history_` has it: `epoch`, losses, and `val_` losses.
     """
-    parts = list(dict.fromkeys(column.split(" ", 1)[1] for column in history))
+    losses = history.set_index("epoch").dropna(axis=1, how="all")
+    losses = losses.drop(columns=["watched", "improved"], errors="ignore")
+    parts = [name for name in losses if not name.startswith("val_")]
     n_rows = -(-len(parts) // 3)
-    fig, axes = _panels(title, n_rows, min(len(parts), 3), height=0.9 + 2.1 * n_rows)
+    fig, axes = figure(title, n_rows, min(len(parts), 3), height=0.9 + 2.1 * n_rows)
     for ax, part in zip(axes, parts, strict=False):
         for prefix, words, line, colour in TRACES:
-            if (column := f"{prefix} {part}") in history:
-                values = history[column].dropna()
-                ax.plot(values.index, values, line, color=colour, label=words,
-                        marker="o" if len(values) < 3 else None)  # fmt: skip
-        ax.axvline(best, color="#CC6677", lw=1, zorder=0, label="epoch kept")
-        ax.set(title=part, xlabel="epoch")
+            if (column := f"{prefix}{part}") in losses:
+                ax.plot(losses.index, losses[column], line, color=colour, label=words,
+                        marker="o" if len(losses) < 3 else None)  # fmt: skip
+        kind, _, modality = part.partition(" ")
+        words = {"decoder": "translation to", "gate": "load balance"}.get(kind, kind)
+        ax.set(title=f"{words} {title_of(modality)}".strip(), xlabel="epoch")
     for ax in axes[len(parts) :]:
         ax.set_visible(False)
     axes[0].set_ylabel("loss")
-    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return fig
 
 
@@ -191,8 +185,8 @@ def confusion(truth, predicted, title: str, order: Sequence[str] | None = None) 
     table = table.loc[rows, columns + in_order(set(table) - set(columns))]
     share = table.div(table.sum(1), axis=0)
     many = len(table) > 14
-    fig, (ax,) = _panels(title, height=1.6 + (0.2 if many else 0.32) * len(table))
-    _heat(ax, share, 0, 1, table.replace(0, "").astype(str), size=8 if many else 10)
+    fig, (ax,) = figure(title, height=1.6 + (0.2 if many else 0.32) * len(table))
+    heat(ax, share, 0, 1, table.replace(0, "").astype(str), size=8 if many else 10)
     ax.set(ylabel="true group", xlabel="predicted group")
     ax.tick_params(axis="x", rotation=90, labelsize=9 if many else 10)
     ax.tick_params(axis="y", labelsize=9 if many else 10)
@@ -216,7 +210,7 @@ def embedding(xy: np.ndarray, truth, predicted, colours: Mapping[str, str], titl
     behind
         `(n, 2)`: further cells, drawn as small grey dots behind.
     """
-    fig, axes = _panels(title, 1, 2, height=3.5 + _legend_height(colours))
+    fig, axes = figure(title, 1, 2, height=3.5 + _legend_height(colours))
     for ax, labels, words in zip(axes, (truth, predicted), ("truth", "prediction"), strict=True):
         if behind is not None:
             ax.scatter(*behind.T, s=5, color="#d8d8d8", linewidths=0, rasterized=len(behind) > 3000)
@@ -246,7 +240,7 @@ def tissue_map(positions: np.ndarray, panels: Mapping[str, Sequence], colours: M
     outlined
         `(n_cells,)` of bool: pixels with a dark edge, such as the test cells.
     """
-    fig, axes = _panels(title, 1, len(panels), height=3.4 + _legend_height(colours), sharey=True)
+    fig, axes = figure(title, 1, len(panels), height=3.4 + _legend_height(colours), sharey=True)
     steps = np.diff(np.unique(positions[:, 0]))
     pitch = np.median(steps[steps > 1e-9]) if (steps > 1e-9).any() else 1.0
     extent = np.ptp(positions, axis=0).max() / pitch + 1
@@ -276,7 +270,7 @@ def trajectory(xy: np.ndarray, groups, pseudotime, colours: Mapping[str, str], t
                axes_names=("PC 1", "PC 2")) -> Figure:  # fmt: skip
     """Draw simulated cells along their trajectory: by group and, where it is known, by time."""
     n_panels = 1 if pseudotime is None else 2
-    fig, axes = _panels(title, 1, n_panels, height=3.4 + _legend_height(colours), sharey=True)
+    fig, axes = figure(title, 1, n_panels, height=3.4 + _legend_height(colours), sharey=True)
     _scatter(axes[0], xy, groups, colours)
     axes[0].set(title="group", ylabel=axes_names[1])
     if pseudotime is not None:
@@ -289,26 +283,30 @@ def trajectory(xy: np.ndarray, groups, pseudotime, colours: Mapping[str, str], t
     return fig
 
 
-def translation_heatmap(
-    panels: Mapping[str, pd.DataFrame], title: str, label: str = "R²"
-) -> Figure:
+def translation_heatmap(tables: Mapping[str, pd.DataFrame], title: str, label: str = "R²"):
     """Draw how well each modality (rows) is predicted from each other one (columns), per method.
 
     Parameters
     ----------
-    panels
-        Method -> table target × source; NaN where there is no such pair.
+    tables
+        Method -> table target × source, NaN where there is no such pair (`scmoe.metrics.grids`).
+
+    Returns
+    -------
+    The figure; None without tables, as where there is one modality.
     """
-    high = max(max(np.nanmax(table.to_numpy(), initial=0) for table in panels.values()), 0.1)
-    n = len(next(iter(panels.values())))
-    fig, axes = _panels(
-        title, 1, len(panels), height=1.2 + 2.0 * n / (n + 1) + 0.25 * n, sharey=True
+    if not tables:
+        return None
+    high = max(max(np.nanmax(table.to_numpy(), initial=0) for table in tables.values()), 0.1)
+    n = len(next(iter(tables.values())))
+    fig, axes = figure(
+        title, 1, len(tables), height=1.2 + 2.0 * n / (n + 1) + 0.25 * n, sharey=True
     )
-    for ax, (method, table) in zip(axes, panels.items(), strict=True):
+    for ax, (method, table) in zip(axes, tables.items(), strict=True):
         words = table.map(lambda value: "–" if np.isnan(value) else f"{value:.2f}")
         named = table.rename(index=title_of, columns=title_of)
-        mesh = _heat(ax, named, 0, high, words)
-        ax.set_title(fill(method, 56 // len(panels)), color=method_colour(method), weight="bold")
+        mesh = heat(ax, named, 0, high, words)
+        ax.set_title(fill(method, 56 // len(tables)), color=method_colour(method), weight="bold")
         ax.set_xlabel("from (source)")
         ax.set_xticks(
             np.arange(n) + 0.5, named.columns, rotation=35, ha="right", rotation_mode="anchor"
@@ -318,20 +316,23 @@ def translation_heatmap(
     return fig
 
 
-def expert_usage(usage: Mapping[str, pd.DataFrame], title: str) -> Figure:
+def expert_usage(usage: pd.DataFrame, title: str) -> Figure:
     """Draw which experts (columns) serve which groups (rows), one panel per modality.
 
     Parameters
     ----------
     usage
-        Modality -> table group × expert; a row holds shares of gate weight and sums to 1.
+        (modality, group) × expert; a row holds shares of gate weight and sums to 1
+        (`scmoe.explain.routing.usage`).
     """
-    n_rows = len(next(iter(usage.values())))
+    tables = {m: part.droplevel(0) for m, part in usage.groupby(level=0, sort=False)}
+    n_rows = usage.index.get_level_values(1).nunique()
     size = 9 if n_rows > 14 else 10
-    fig, axes = _panels(title, 1, len(usage), height=1.3 + 0.2 * max(n_rows, 5), sharey=True)
-    high = max(table.to_numpy().max() for table in usage.values())
-    for ax, (modality, table) in zip(axes, usage.items(), strict=True):
-        mesh = _heat(ax, table, 0, high)
+    fig, axes = figure(title, 1, len(tables), height=1.3 + 0.2 * max(n_rows, 5), sharey=True)
+    high = usage.to_numpy().max()
+    for ax, (modality, table) in zip(axes, tables.items(), strict=True):
+        table = table.loc[in_order(table.index)]
+        mesh = heat(ax, table, 0, high)
         ax.set_title(title_of(modality), color=modality_colour(modality), weight="bold")
         ax.set_xlabel("expert")
         every = max(1, table.shape[1] // 5)
@@ -341,15 +342,15 @@ def expert_usage(usage: Mapping[str, pd.DataFrame], title: str) -> Figure:
     return fig
 
 
-def _panels(title: str, n_rows=1, n_columns=1, height=3.0, **options):
+def figure(title: str, n_rows=1, n_columns=1, height=3.0, **options):
     """Make a figure of the book's width, and its axes in a flat array."""
     fig = Figure(figsize=(WIDTH, height), layout="constrained")
     axes = fig.subplots(n_rows, n_columns, squeeze=False, **options)
-    fig.suptitle(f"{title}\n({_mark})" if _mark else title)
+    fig.suptitle(fill(title, 70))
     return fig, axes.ravel()
 
 
-def _heat(ax: Axes, table: pd.DataFrame, low, high, words=None, size=10):
+def heat(ax: Axes, table: pd.DataFrame, low, high, words=None, size=10):
     """Draw a table as coloured cells, first row on top; `words` go into the cells."""
     values = np.ma.masked_invalid(table.to_numpy(float))
     mesh = ax.pcolormesh(

@@ -55,7 +55,7 @@ def mark(split: Split | None) -> str:
     """
     global _mark
     _mark, words = SOURCES[split.data_source] if split else ("", "")
-    plot.style(_mark)
+    plot.style()
     if split is None:
         return words
     return "your own files" if (split.name, split.data_source) == ("own", "local") else words
@@ -145,9 +145,7 @@ def headline(records: pd.DataFrame, title: str):
     """Draw the page's first figure: groups and translation, every method beside ours."""
     wide = scores(records)
     first = "accuracy" if "supervised" in set(records["task"]) else "ari"
-    panels = {first: NAMES[first], "r2": "R², mean of all pairs"}
-    panels = {name: words for name, words in panels.items() if name in wide}
-    return plot.scores(wide.dropna(how="all", subset=list(panels)), panels, title)
+    return plot.scores(wide, [first, "r2"], title)
 
 
 def takeaway(records: pd.DataFrame, split: Split) -> Markdown:

@@ -203,7 +203,7 @@ def leak_figure(records: pd.DataFrame, split: Split) -> Figure:
     """Draw the accuracies, one panel a fold."""
     report.mark(split)
     title = "DBiT-seq: accuracy on test pixels, by what is held out"
-    return plot.scores(accuracies(records), FOLDS, title)
+    return plot.scores(accuracies(records).rename(columns=FOLDS), list(FOLDS.values()), title)
 
 
 def takeaway(records: pd.DataFrame, sets: dict[str, Split]) -> Markdown:

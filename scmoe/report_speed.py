@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from scmoe import plot, report
 from scmoe.colours import FAINT, INK, METHODS
-from scmoe.plot import _panels
+from scmoe.plot import figure
 
 RESULTS = Path(__file__).resolve().parents[1] / "benchmarks" / "results"
 AMX = RESULTS / "amx"  # measured on a processor that multiplies in bf16 itself
@@ -127,7 +127,7 @@ def epochs(found: dict[str, dict]) -> Figure | Markdown:
     if not len(rows):
         return _missing(EPOCHS)
     rows = rows[rows["row"] != "naive"]
-    fig, (ax,) = _panels("An epoch: plain implementation / ours", height=2.8)
+    fig, (ax,) = figure("An epoch: plain implementation / ours", height=2.8)
     names = list(dict.fromkeys(rows["preset"]))
     kinds = rows["row"].nunique()
     for number, (row, part) in enumerate(rows.groupby("row", sort=False)):
@@ -152,7 +152,7 @@ def quality(found: dict[str, dict]) -> Figure | Markdown:
     if not len(rows):
         return _missing(QUALITY)
     sets = list(dict.fromkeys(rows["data"]))
-    fig, axes = _panels(
+    fig, axes = figure(
         "Seconds to the plain implementation's final validation accuracy",
         1, len(sets), height=2.6, sharey=True,
     )  # fmt: skip

@@ -12,7 +12,7 @@ from matplotlib.path import Path
 
 from scmoe.colours import FAINT, INK, SHARES, group_colours, modality_colour, title_of
 from scmoe.explain.attribution import METHODS, PRIMARY
-from scmoe.plot import _panels
+from scmoe.plot import figure
 
 COLOURS = {  # Paul Tol's bright and vibrant schemes: ours in blues, SHAP's in reds and yellow
     PRIMARY: "#332288", "gradient_x_input": "#4477AA", "integrated_gradients": "#66CCEE",
@@ -30,7 +30,7 @@ def frontier(table: pd.DataFrame, title: str) -> Figure:
     table
         Method × `seconds`, `deletion`, `insertion` and their `_low` and `_high`.
     """
-    fig, axes = _panels(title, 1, 2, height=4.2, sharex=True)
+    fig, axes = figure(title, 1, 2, height=4.2, sharex=True)
     for ax, what in zip(axes, ("deletion", "insertion"), strict=True):
         for name, row in table.iterrows():
             error = [[row[what] - row[f"{what}_low"]], [row[f"{what}_high"] - row[what]]]
@@ -51,7 +51,7 @@ def deletion_curves(curves: pd.DataFrame, title: str) -> Figure:
     curves
         Columns `method, what, fraction, answer`.
     """
-    fig, axes = _panels(title, 1, 2, height=4.2, sharey=True)
+    fig, axes = figure(title, 1, 2, height=4.2, sharey=True)
     for ax, what in zip(axes, ("deletion", "insertion"), strict=True):
         for name, part in curves[curves["what"] == what].groupby("method", sort=False):
             style = ":" if name == "random" else "-"
@@ -84,7 +84,7 @@ def heatmap(table: pd.DataFrame, title: str, label: str, signed: bool = False,
     finite = values[np.isfinite(values)]
     high = max(np.abs(finite).max(initial=0), 1e-9)
     low = -high if signed else min(finite.min(initial=0), 0)
-    fig, axes = _panels(title, height=1.5 + 0.27 * len(table))
+    fig, axes = figure(title, height=1.5 + 0.27 * len(table))
     mesh = axes[0].pcolormesh(np.ma.masked_invalid(values), cmap=DIVERGING if signed else SHARES,
                               vmin=low, vmax=high, edgecolors="#e4e4e4", linewidth=0.5)  # fmt: skip
     axes[0].set(ylim=(len(table), 0), ylabel=rows, xlabel=columns)
@@ -114,7 +114,7 @@ def beeswarm(values: pd.DataFrame, inputs: pd.DataFrame, title: str, n: int = 15
         Features shown, by mean |attribution|.
     """
     top = values.abs().mean().sort_values(ascending=False).index[:n]
-    fig, axes = _panels(title, height=1.0 + 0.3 * len(top))
+    fig, axes = figure(title, height=1.0 + 0.3 * len(top))
     rng = np.random.default_rng(0)
     for row, feature in enumerate(top):
         at = len(top) - 1 - row + rng.uniform(-0.3, 0.3, len(values))
@@ -137,7 +137,7 @@ def flows(table: pd.DataFrame, title: str) -> Figure:
     table
         Target × source: shares, rows sum to 1, NaN where target is source.
     """
-    fig, axes = _panels(title, height=1.2 + 0.8 * len(table))
+    fig, axes = figure(title, height=1.2 + 0.8 * len(table))
     ax, shares = axes[0], table.fillna(0)
     left = _stacked(shares.sum())
     right = _stacked(shares.sum(axis=1))
@@ -179,7 +179,7 @@ def atlas(xy: np.ndarray, experts: Mapping[str, np.ndarray], title: str, tissue=
     """
     names = {name for by_cell in experts.values() for name in by_cell} - {""}
     colours = group_colours(names)
-    fig, axes = _panels(title, 1, len(experts), height=2.9, sharex=True, sharey=True)
+    fig, axes = figure(title, 1, len(experts), height=2.9, sharex=True, sharey=True)
     for ax, (modality, by_cell) in zip(axes, experts.items(), strict=True):
         for expert, colour in colours.items():
             ax.scatter(*xy[by_cell == expert].T, s=9, color=colour, linewidths=0, label=expert,

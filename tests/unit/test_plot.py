@@ -17,12 +17,12 @@ GROUPS = np.array(["a", "b"] * 20)
 
 FIGURES = {
     "scores": lambda: plot.scores(
-        pd.DataFrame({"accuracy": [0.9, np.nan]}, ["scMoE", "ridge"]), {"accuracy": "accuracy"}, "T"
+        pd.DataFrame({"accuracy": [0.9, np.nan]}, ["scMoE", "ridge"]), ["accuracy", "r2"], "T"
     ),
     "group_sizes": lambda: plot.group_sizes(pd.DataFrame({"test": [1, 2]}, ["a", "b"]), "T"),
     "batches": lambda: plot.batches(pd.DataFrame({"s1": [1, 0], "s2": [3, 4]}), ["s1"], "T"),
     "training_curves": lambda: plot.training_curves(
-        pd.DataFrame({"train loss": [2.0, 1.0], "val loss": [2.0, 1.5]}, [1, 2]), 2, "T"
+        pd.DataFrame({"epoch": [1, 2], "loss": [2.0, 1.0], "val_loss": [2.0, 1.5]}), "T"
     ),
     "confusion": lambda: plot.confusion(GROUPS, GROUPS[::-1], "T"),
     "embedding": lambda: plot.embedding(
@@ -40,15 +40,12 @@ FIGURES = {
     ),
     "translation_heatmap": lambda: plot.translation_heatmap({"scMoE": PAIRS, "ridge": PAIRS}, "T"),
     "expert_usage": lambda: plot.expert_usage(
-        {"rna": pd.DataFrame([[0.5, 0.5], [0.0, 1.0]], ["a", "b"])}, "T"
+        pd.DataFrame([[0.5, 0.5], [0.0, 1.0]]).set_index(
+            pd.MultiIndex.from_tuples([("rna", "a"), ("rna", "b")])
+        ),
+        "T",
     ),
 }
-
-
-@pytest.fixture(autouse=True)
-def no_mark():
-    yield
-    plot.style()
 
 
 def texts(fig):
@@ -57,13 +54,20 @@ def texts(fig):
 
 
 @pytest.mark.parametrize("name", FIGURES)
-def test_every_figure_says_when_its_cells_are_not_real(name, tmp_path):
-    plot.style("stand-in")
-    fig = FIGURES[name]()
-    fig.savefig(tmp_path / "figure.svg")
-    assert "(stand-in)" in fig.get_suptitle()
-    plot.style()
-    assert FIGURES[name]().get_suptitle() == "T"
+def test_every_figure_has_its_title_and_can_be_drawn(name, tmp_path):
+    figure = FIGURES[name]()
+    figure.savefig(tmp_path / "figure.svg")
+    assert figure.get_suptitle() == "T"
+
+
+def test_nothing_is_drawn_where_there_is_nothing_to_translate():
+    assert plot.translation_heatmap({}, "T") is None
+
+
+def test_methods_without_a_score_are_left_out():
+    table = pd.DataFrame({"accuracy": [0.9, np.nan], "r2": np.nan}, ["scMoE", "ridge"])
+    shown = texts(plot.scores(table, ["accuracy", "ari"], "T"))
+    assert "scMoE" in shown and "ridge" not in shown and "ARI" not in shown
 
 
 def test_the_same_figure_is_drawn_byte_for_byte(tmp_path):
