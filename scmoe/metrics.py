@@ -245,14 +245,10 @@ def pairs(records: pd.DataFrame, metric: str = "r2") -> pd.DataFrame:
 
 def grids(records: pd.DataFrame, metric: str = "r2") -> dict[str, pd.DataFrame]:
     """Give, for each method that translates, a table target × source; NaN on the diagonal."""
-    table = pairs(records, metric)
-    order = records.loc[records["metric"] == metric, "target_modality"].unique()
-    tables = {name: column.unstack().reindex(index=order, columns=order) for name, column in table.items()}
-    return {
-        name: grid.rename_axis(index=None, columns=None)
-        for name, grid in tables.items()
-        if grid.notna().any(axis=None)
-    }
+    table = pairs(records, metric).dropna(axis=1, how="all")
+    order = table.index.get_level_values("target").unique()
+    wide = {name: column.unstack().reindex(index=order) for name, column in table.items()}
+    return {n: t[order].rename_axis(index=None, columns=None) for n, t in wide.items()}
 
 
 def error(ours: float, theirs: float, n_cells: int) -> float:

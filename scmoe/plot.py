@@ -11,12 +11,14 @@ import pandas as pd
 from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from pandas.api.types import is_numeric_dtype
 
 from scmoe.colours import (
     FAINT,
     INK,
     SHARES,
     TOL_MUTED,
+    group_colours,
     in_order,
     method_colour,
     modality_colour,
@@ -193,94 +195,60 @@ def confusion(truth, predicted, title: str, order: Sequence[str] | None = None) 
     return fig
 
 
-def embedding(xy: np.ndarray, truth, predicted, colours: Mapping[str, str], title: str,
-              right=None, behind=None) -> Figure:  # fmt: skip
-    """Draw cells twice: coloured by their true group and by the predicted one.
+def cells(xy: np.ndarray, panels: Mapping[str, Sequence], title: str, behind=None,
+          outlined=None, tissue: bool = False) -> Figure:  # fmt: skip
+    """Draw cells in the plane, once per panel: coloured by a group each has, or by a number.
 
     Parameters
     ----------
     xy
-        `(n_cells, 2)`, without units.
-    truth, predicted
-        Group of each cell; `predicted` in the names of `colours` too.
-    colours
-        Group -> colour; other groups are grey.
-    right
-        `(n_cells,)` of bool: False is ringed in the right panel. Default: none is.
+        `(n_cells, 2)`, without units; in a `tissue`, column and row of pixels, rows downwards.
+    panels
+        Title of a panel -> group of each cell (text), or a number each.
     behind
         `(n, 2)`: further cells, drawn as small grey dots behind.
+    outlined
+        `(n_cells,)` of bool: cells with a dark edge, such as the test cells.
     """
-    fig, axes = figure(title, 1, 2, height=3.5 + _legend_height(colours))
-    for ax, labels, words in zip(axes, (truth, predicted), ("truth", "prediction"), strict=True):
+    named = {words for words, values in panels.items() if not is_numeric_dtype(np.asarray(values))}
+    colours = group_colours({str(value) for words in named for value in panels[words]})
+    n_columns = int(np.clip(68 // (max(map(len, colours), default=1) + 4), 1, 7))
+    height = 2.9 + (len(panels) < 3) * 0.8 + 0.2 * -(-len(colours) // n_columns)
+    fig, axes = figure(title, 1, len(panels), height=height, sharex=True, sharey=True)
+    size = _pixel_size(xy, len(panels)) if tissue else np.clip(9000 / max(len(xy), 1), 2, 26)
+    edges = np.where(np.zeros(len(xy), bool) if outlined is None else outlined, INK, "none")
+    for ax, (words, values) in zip(axes, panels.items(), strict=True):
         if behind is not None:
             ax.scatter(*behind.T, s=5, color="#d8d8d8", linewidths=0, rasterized=len(behind) > 3000)
-        _scatter(ax, xy, labels, colours)
-        ax.set(title=words, xticks=[], yticks=[], xlabel="t-SNE 1")
-        for spine in ax.spines.values():
-            spine.set_visible(False)
-    axes[0].set_ylabel("t-SNE 2")
-    if right is not None and not np.all(right):
-        wrong = ~np.asarray(right, bool)
-        axes[1].scatter(*xy[wrong].T, s=46, facecolors="none", edgecolors=INK, linewidths=0.9)
-        axes[1].set_title("prediction (ringed: wrong)")
-    _legend(fig, colours, [*truth, *predicted])
-    return fig
-
-
-def tissue_map(positions: np.ndarray, panels: Mapping[str, Sequence], colours: Mapping[str, str],
-               title: str, outlined=None) -> Figure:  # fmt: skip
-    """Draw tissue pixels where they lie, once per panel.
-
-    Parameters
-    ----------
-    positions
-        `(n_cells, 2)`: column and row of each pixel, any unit; drawn with rows downwards.
-    panels
-        Title of a panel -> group of each pixel (empty string: not drawn).
-    outlined
-        `(n_cells,)` of bool: pixels with a dark edge, such as the test cells.
-    """
-    fig, axes = figure(title, 1, len(panels), height=3.4 + _legend_height(colours), sharey=True)
-    steps = np.diff(np.unique(positions[:, 0]))
-    pitch = np.median(steps[steps > 1e-9]) if (steps > 1e-9).any() else 1.0
-    extent = np.ptp(positions, axis=0).max() / pitch + 1
-    size = (72 * 0.9 * min(WIDTH / len(panels), 3.2) / extent) ** 2  # points²: pixels just touch
-    edges = np.zeros(len(positions), bool) if outlined is None else np.asarray(outlined, bool)
-    for ax, (words, labels) in zip(axes, panels.items(), strict=True):
-        labels = np.asarray(labels, str)
-        shown = labels != ""
-        face = np.array([colours.get(label, FAINT) for label in labels])
-        for part, edge in ((shown & ~edges, "none"), (shown & edges, INK)):
-            ax.scatter(
-                *positions[part].T,
-                s=size,
-                c=face[part],
-                marker="s",
-                edgecolors=edge,
-                linewidths=0.9,
-            )
-        ax.set(title=words, xticks=[], yticks=[], aspect="equal")
+        look = {"s": size, "linewidths": 0.9, "rasterized": len(xy) > 3000}
+        if words in named:
+            values = np.asarray(values, str)
+            for i, (group, colour) in enumerate(colours.items()):
+                here, shape = values == group, "s" if tissue else MARKERS[i % len(MARKERS)]
+                ax.scatter(*xy[here].T, c=colour, marker=shape, ec=edges[here], label=group, **look)
+        else:
+            dots = ax.scatter(*xy.T, c=values, cmap="cividis", marker="so"[not tissue], ec=edges,
+                              **look)  # fmt: skip
+            fig.colorbar(dots, ax=ax, shrink=0.6)
+        ax.set(title=fill(words, 64 // len(panels)), xticks=[], yticks=[])
+        ax.set(aspect="equal") if tissue else ax.set_box_aspect(1)
         ax.spines[:].set_visible(False)
-    axes[0].invert_yaxis()
-    _legend(fig, colours, [label for labels in panels.values() for label in labels], marker="s")
+    if tissue:
+        axes[0].invert_yaxis()
+    handles = {label: handle for ax in axes
+               for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}  # fmt: skip
+    if handles:
+        fig.legend(handles.values(), handles, loc="outside lower center", ncols=n_columns,
+                   fontsize=9.5, handletextpad=0.1, columnspacing=0.9)  # fmt: skip
     return fig
 
 
-def trajectory(xy: np.ndarray, groups, pseudotime, colours: Mapping[str, str], title: str,
-               axes_names=("PC 1", "PC 2")) -> Figure:  # fmt: skip
-    """Draw simulated cells along their trajectory: by group and, where it is known, by time."""
-    n_panels = 1 if pseudotime is None else 2
-    fig, axes = figure(title, 1, n_panels, height=3.4 + _legend_height(colours), sharey=True)
-    _scatter(axes[0], xy, groups, colours)
-    axes[0].set(title="group", ylabel=axes_names[1])
-    if pseudotime is not None:
-        dots = axes[1].scatter(*xy.T, c=pseudotime, s=12, cmap="cividis", linewidths=0)
-        axes[1].set(title="simulated time", box_aspect=1)
-        fig.colorbar(dots, ax=axes[1], label="simulated time", shrink=0.8)
-    for ax in axes:
-        ax.set_xlabel(axes_names[0])
-    _legend(fig, colours, groups)
-    return fig
+def _pixel_size(xy: np.ndarray, n_panels: int) -> float:
+    """Area of a marker, in points², at which neighbouring pixels just touch."""
+    steps = np.diff(np.unique(xy[:, 0]))
+    pitch = np.median(steps[steps > 1e-9]) if (steps > 1e-9).any() else 1.0
+    extent = np.ptp(xy, axis=0).max() / pitch + 1
+    return (72 * 0.9 * min(WIDTH / n_panels, 3.2) / extent) ** 2
 
 
 def translation_heatmap(tables: Mapping[str, pd.DataFrame], title: str, label: str = "R²"):
@@ -367,43 +335,3 @@ def heat(ax: Axes, table: pd.DataFrame, low, high, words=None, size=10):
             ax.text(column + 0.5, row + 0.5, words.iat[row, column], ha="center", va="center",
                     fontsize=size, color="white" if dark else INK)  # fmt: skip
     return mesh
-
-
-def _scatter(ax: Axes, xy, labels, colours) -> None:
-    """Draw cells coloured by group; groups without a colour are grey, below the others."""
-    labels = np.asarray(labels, str)
-    size = np.clip(9000 / max(len(xy), 1), 2, 26)
-    other = ~np.isin(labels, list(colours))
-    options = {"s": size, "linewidths": 0, "rasterized": len(xy) > 3000}
-    ax.scatter(*xy[other].T, color=FAINT, marker="x", **(options | {"linewidths": 0.8}))
-    for i, (group, colour) in enumerate(colours.items()):
-        ax.scatter(
-            *xy[labels == group].T, color=colour, marker=MARKERS[i % len(MARKERS)], **options
-        )
-    ax.set_box_aspect(1)
-
-
-def _legend(fig: Figure, colours, present, marker=None) -> None:
-    """Put a legend of the groups that are drawn below the panels."""
-    present, handles = set(map(str, present)), []
-    for i, (group, colour) in enumerate(colours.items()):
-        if group in present:
-            shape = marker or MARKERS[i % len(MARKERS)]
-            handles.append(
-                mpl.lines.Line2D([], [], ls="", marker=shape, color=colour, label=group, ms=6)
-            )
-    if present - set(colours) - {""}:
-        handles.append(
-            mpl.lines.Line2D([], [], ls="", marker="x", color=FAINT, label="other", ms=6)
-        )
-    fig.legend(handles=handles, loc="outside lower center", fontsize=9.5,
-               ncols=min(_columns(colours), len(handles)),
-               handletextpad=0.1, columnspacing=0.9)  # fmt: skip
-
-
-def _columns(names) -> int:
-    return int(np.clip(68 // (max(map(len, names), default=1) + 4), 1, 7))
-
-
-def _legend_height(names) -> float:
-    return 0.2 * -(-len(names) // _columns(names))

@@ -10,7 +10,7 @@ from IPython.display import HTML, Markdown
 from matplotlib.figure import Figure
 
 from scmoe import baselines, plot, report, summary
-from scmoe.colours import group_colours, title_of
+from scmoe.colours import title_of
 from scmoe.data import DATASETS, Split, Transform
 from scmoe.data import load as load_set
 from scmoe.data.kinds import summarise
@@ -116,9 +116,8 @@ def tissue(split: Split) -> Figure:
     report.mark(split)
     pixels = summary.together(split)
     panel = {"regions (outlined: test pixels)": pixels["groups"]}
-    colours = group_colours(pixels["groups"])
     title = "DBiT-seq: the tissue"
-    return plot.tissue_map(pixels["positions"], panel, colours, title, pixels["tested"])
+    return plot.cells(pixels["positions"], panel, title, None, pixels["tested"], tissue=True)
 
 
 def folds(split: Split) -> Figure:
@@ -130,7 +129,7 @@ def folds(split: Split) -> Figure:
         for fold, words in FOLDS.items()
     }
     positions = summary.together(split)["positions"]
-    return plot.tissue_map(positions, panels, PARTS, "DBiT-seq: what is held out")
+    return plot.cells(positions, panels, "DBiT-seq: what is held out", tissue=True)
 
 
 def trajectory(split: Split) -> Figure:
@@ -138,9 +137,8 @@ def trajectory(split: Split) -> Figure:
     report.mark(split)
     cells = summary.together(split)
     xy = summary.principal_axes(split, Transform().fit(split.train), "mrna")
-    colours = group_colours(cells["groups"])
-    title = "Dyngen: principal components of mRNA"
-    return plot.trajectory(xy, cells["groups"], cells.get("pseudotime"), colours, title)
+    panels = {"group": cells["groups"], "simulated time": cells["pseudotime"]}
+    return plot.cells(xy, panels, "Dyngen: principal components of mRNA")
 
 
 def neighbours(split: Split, modality: str, seed: int = 0) -> Figure:
@@ -151,9 +149,8 @@ def neighbours(split: Split, modality: str, seed: int = 0) -> Figure:
     X = some[modality].X
     (xy,) = summary.layout(X.toarray() if hasattr(X, "toarray") else np.asarray(X), seed=seed)
     truth = summary.groups(some, split)
-    names = ("t-SNE 1", "t-SNE 2")
     title = f"{NAMES[split.name]}: {title_of(modality)} of {len(xy)} training cells"
-    return plot.trajectory(xy, truth, None, group_colours(split.groups), title, names)
+    return plot.cells(xy, {"group": truth}, title)
 
 
 def batches(split: Split) -> Figure:

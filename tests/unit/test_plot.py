@@ -25,18 +25,11 @@ FIGURES = {
         pd.DataFrame({"epoch": [1, 2], "loss": [2.0, 1.0], "val_loss": [2.0, 1.5]}), "T"
     ),
     "confusion": lambda: plot.confusion(GROUPS, GROUPS[::-1], "T"),
-    "embedding": lambda: plot.embedding(
-        XY, GROUPS, GROUPS[::-1], group_colours("ab"), "T", GROUPS == "a", XY + 1
+    "cells": lambda: plot.cells(
+        XY, {"truth": GROUPS, "gene": np.arange(40)}, "T", XY + 1, GROUPS == "a"
     ),
-    "tissue_map": lambda: plot.tissue_map(
-        np.indices((8, 5)).reshape(2, -1).T,
-        {"truth": GROUPS},
-        group_colours("ab"),
-        "T",
-        GROUPS == "a",
-    ),
-    "trajectory": lambda: plot.trajectory(
-        XY, GROUPS, np.linspace(0, 1, 40), group_colours("ab"), "T"
+    "tissue": lambda: plot.cells(
+        np.indices((8, 5)).reshape(2, -1).T, {"truth": GROUPS}, "T", tissue=True
     ),
     "translation_heatmap": lambda: plot.translation_heatmap({"scMoE": PAIRS, "ridge": PAIRS}, "T"),
     "expert_usage": lambda: plot.expert_usage(
@@ -74,7 +67,7 @@ def test_the_same_figure_is_drawn_byte_for_byte(tmp_path):
     plot.style()
     drawn = []
     for number in range(2):
-        FIGURES["embedding"]().savefig(tmp_path / f"{number}.svg", metadata={"Date": None})
+        FIGURES["cells"]().savefig(tmp_path / f"{number}.svg", metadata={"Date": None})
         drawn.append((tmp_path / f"{number}.svg").read_bytes())
     assert drawn[0] == drawn[1]
 
@@ -92,9 +85,10 @@ def test_confusion_counts_cells_and_puts_rows_first():
     assert texts(fig).count("1") == 3
 
 
-def test_an_unknown_group_is_drawn_and_named_other():
-    fig = plot.embedding(XY, ["c"] * 40, GROUPS, group_colours("ab"), "T")
-    assert "other" in [text.get_text() for text in fig.legends[0].get_texts()]
+def test_every_group_that_is_drawn_is_named_once_and_a_number_has_a_scale():
+    figure = plot.cells(XY, {"truth": GROUPS, "predicted": ["c"] * 40, "gene": XY[:, 0]}, "T")
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", "b", "c"]
+    assert len(figure.axes) == 4
 
 
 def test_names_sort_by_the_numbers_in_them():
