@@ -219,8 +219,8 @@ def cells(xy: np.ndarray, panels: Mapping[str, Sequence], title: str, behind=Non
     edges = np.where(np.zeros(len(xy), bool) if outlined is None else outlined, INK, "none")
     for ax, (words, values) in zip(axes, panels.items(), strict=True):
         if behind is not None:
-            ax.scatter(*behind.T, s=5, color="#d8d8d8", linewidths=0, rasterized=len(behind) > 3000)
-        look = {"s": size, "linewidths": 0.9, "rasterized": len(xy) > 3000}
+            ax.scatter(*behind.T, s=5, color="#d8d8d8", linewidths=0, rasterized=len(behind) > 1000)
+        look = {"s": size, "linewidths": 0.9, "rasterized": len(xy) > 1000}
         if words in named:
             values = np.asarray(values, str)
             for i, (group, colour) in enumerate(colours.items()):
