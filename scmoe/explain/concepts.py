@@ -25,7 +25,7 @@ from sklearn.linear_model import Ridge
 from sklearn.model_selection import StratifiedKFold
 
 from scmoe.explain.answer import Answer
-from scmoe.explain.gradients import captured, expert_names, through_experts
+from scmoe.explain.gradients import captured
 
 Place = Literal["before", "after"]
 FEWEST = 8  # cells on either side of a concept, below which no probe is fitted
@@ -73,26 +73,6 @@ class Concept:
                 shows[order[-(len(order) // 3) :]] = True
         return cls(name, shows, lacks)
 
-    @classmethod
-    def of_programme(
-        cls, name: str, model, mdata: MuData, modality: str, features: Sequence[str], within=None
-    ) -> Concept:
-        """Cells in which the mean of some features, scaled, is high against matched low ones.
-
-        Raises
-        ------
-        ValueError
-            When the model uses none of the features.
-        """
-        known = model.transform_.features[modality].get_indexer(list(features))
-        if not (known >= 0).any():
-            raise ValueError(f"none of the features of {name!r} is in modality {modality!r}")
-        part = model.transform_.transform(mdata, [modality])[modality]
-        values = np.full(mdata.n_obs, np.nan)
-        chosen = part.X[:, known[known >= 0]]
-        values[mdata.obs_names.get_indexer(part.obs_names)] = np.asarray(chosen.mean(1)).ravel()
-        return cls.of_values(name, values, within)
-
     @property
     def cells(self) -> np.ndarray:
         """Indices of the cells that take part."""
@@ -123,28 +103,16 @@ def _beside(values) -> np.ndarray:
     return moved.reshape(*moved.shape[:-2], -1)
 
 
-def gradients(
-    model, mdata: MuData, groups: Sequence[str], place: Place = "after", experts: bool = False
-) -> np.ndarray:
-    """Gradients of the groups' centred logits at the tokens, `(n_groups, n_cells, M, P, K*d)`.
-
-    With `experts` (only after attention) `(1 + E, n_groups, …)`: past the experts, through each.
-    """
+def gradients(model, mdata: MuData, groups: Sequence[str], place: Place = "after") -> np.ndarray:
+    """Gradients of the groups' centred logits at the tokens, `(n_groups, n_cells, M, P, K*d)`."""
     answer, parts = Answer(getattr(model, "experts", model), outputs=groups), []
     for x, present in answer.batches(mdata):
-        x = [values.requires_grad_() for values in x]
         with captured(answer.network) as seen:
-            out = answer(*x, present=present)
-        name = "mixed" if experts else "embedded" if place == "before" else "stream"
-        per_group = []
-        for k in range(len(groups)):
-            (at,) = torch.autograd.grad(out[:, k].sum(), seen[name][-1], retain_graph=True)
-            if experts:
-                stream = seen["stream"][-1]
-                at = torch.stack(through_experts(answer.network.layers[-1], stream, at))
-            per_group.append(at)
-        parts.append(_beside(torch.stack(per_group, 1 if experts else 0)))
-    return np.concatenate(parts, axis=2 if experts else 1)
+            out = answer(*(values.requires_grad_() for values in x), present=present)
+        at = seen["embedded" if place == "before" else "stream"][-1]
+        grads = [torch.autograd.grad(k.sum(), at, retain_graph=True)[0] for k in out.T]
+        parts.append(_beside(torch.stack(grads)))
+    return np.concatenate(parts, axis=1)
 
 
 def probes(
@@ -255,29 +223,6 @@ def concept_scores(
     for table in tables:
         table["q"] = false_discovery_control(table["p"]) if len(table) else []
     return tables
-
-
-def expert_map(
-    model, mdata: MuData, concept: Concept, groups: Sequence[str] | None = None, seed: int = 0
-) -> pd.DataFrame:
-    """Through which experts a concept, read after attention, changes each group's answer.
-
-    Rows (modality, group), columns the residual stream ("no expert") and each expert: mean
-    derivative of the group's centred logit along the concept, over the cells predicted to be in the
-    group. A row sums to the whole derivative.
-    """
-    predicted = model.predict(mdata)["group"].to_numpy()
-    groups = sorted(set(predicted)) if groups is None else list(groups)
-    acts = _flat(tokens(model, mdata, "after"))
-    grads = _flat(gradients(model, mdata, groups, experts=True))  # (1 + E, G, n, M, P*d)
-    rows = {}
-    for i, modality in enumerate(model.modalities_):
-        vector = probes(acts[:, i], [concept], seed)[1][0]
-        for k, group in enumerate(groups):
-            rows[modality, group] = (grads[:, k, predicted == group, i] @ vector).mean(1)
-    sizes = model.config.model
-    columns = ["no expert", *expert_names(sizes.members, sizes.n_experts)]
-    return pd.DataFrame(np.stack(list(rows.values())), pd.MultiIndex.from_tuples(rows), columns)
 
 
 def _flat(values: np.ndarray) -> np.ndarray:

@@ -174,7 +174,9 @@ def sensitivity(
 
     @torch.enable_grad()
     def attributions(x, additional_forward_args):
-        present = torch.ones(len(x[0]), len(model.modalities_), dtype=torch.bool, device=x[0].device)
+        present = torch.ones(
+            len(x[0]), len(model.modalities_), dtype=torch.bool, device=x[0].device
+        )
         shares = explain([v.clone() for v in x], present, lambda _: [*additional_forward_args])
         return tuple(part.detach().sum(0)[:, 0] for part in shares)
 

@@ -63,7 +63,7 @@ def _expert_gradient(answer, means, x, present, choose) -> list[Tensor]:
         through = [[torch.zeros_like(v) for v in x] for _ in shares[1:]]
         at_all = _grad(out, seen["mixed"], c)
         for stream, at_tokens in zip(seen["stream"], at_all, strict=True):
-            parts = through_experts(answer.network.layers[-1], stream, at_tokens)
+            parts = _through_experts(answer.network.layers[-1], stream, at_tokens)
             for share, at_stream in zip(through, parts, strict=True):
                 for sum_, grad in zip(share, _grad(stream, x, at_stream), strict=True):
                     sum_ += grad
@@ -74,7 +74,7 @@ def _expert_gradient(answer, means, x, present, choose) -> list[Tensor]:
     return _times_input(shares, x, means, present, answer)
 
 
-def through_experts(layer, stream: Tensor, at_tokens: Tensor) -> list[Tensor]:
+def _through_experts(layer, stream: Tensor, at_tokens: Tensor) -> list[Tensor]:
     """Gradients at the residual stream `(K, B, M, P, d)`: past the experts, then through each.
 
     A token leaves as stream + sum over its experts e of y_e, y_e = gate_e · expert_e(stream).

@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from anndata import AnnData
 from mudata import MuData
-from scipy.optimize import linear_sum_assignment
+from scipy.stats import entropy
 
 from scmoe.explain.answer import Answer
 from scmoe.explain.gradients import expert_names
@@ -72,9 +72,9 @@ def specialisation(
     information exceeds it), `z` and `p` (share of permutations that reach `bits`, with one added to
     numerator and denominator).
     """
-    rng = np.random.default_rng(seed)
-    labels = _labels(by)  # (n_cells, G)
-    per_cell = _flat(gates(routing)).sum(2)  # (n_cells, M, K*E)
+    rng, by = np.random.default_rng(seed), np.asarray(by, str)
+    labels = (by[:, None] == np.unique(by)).astype(float)  # (n_cells, G)
+    per_cell = side_by_side(gates(routing)).sum(2)  # (n_cells, M, K*E)
     rows = {}
     for i, modality in enumerate(modalities(routing)):
         has = per_cell[:, i].sum(1) > 0
@@ -101,69 +101,15 @@ def _against(joint, null) -> dict:
     return {
         "bits": bits,
         "null": null.mean(),
-        "most": float(_entropy(joint.sum(1) / joint.sum())),
+        "most": float(entropy(joint.sum(1), base=2)),
         "z": (bits - null.mean()) / max(null.std(), 1e-12),
         "p": (1 + (null >= bits - 1e-12).sum()) / (1 + len(null)),
     }
 
 
-def _entropy(shares: np.ndarray) -> np.ndarray:
-    """Entropy in bits over the last axis."""
-    return -(shares * np.log2(np.maximum(shares, TINY))).sum(-1)
-
-
-def _labels(by: Sequence[str]) -> np.ndarray:
-    by = np.asarray(by, str)
-    return (by[:, None] == np.unique(by)).astype(float)
-
-
-def _flat(g: np.ndarray) -> np.ndarray:
+def side_by_side(g: np.ndarray) -> np.ndarray:
     """Experts of all members side by side, the first member's first: `(n_cells, M, P, K*E)`."""
     return np.moveaxis(g / g.shape[1], 1, 3).reshape(*g.shape[:1], *g.shape[2:4], -1)
-
-
-def load(routing: AnnData) -> pd.DataFrame:
-    """Balance of the experts of all members, one row per modality and one for all.
-
-    Columns: `effective` experts in use (exponential of the entropy of usage), `largest` share of
-    one expert, `cv` of usage, `idle` experts that no token chose, and `gate_entropy`, the mean
-    entropy of a token's own gates in one member, in bits (0: one expert takes all).
-    """
-    g = gates(routing)
-    parts = {m: g[:, :, [i]] for i, m in enumerate(modalities(routing))} | {"all": g}
-    rows = {}
-    for name, part in parts.items():
-        shares = _flat(part).sum((0, 1, 2)) / max(_flat(part).sum(), TINY)
-        tokens = part.reshape(-1, part.shape[-1])
-        tokens = tokens[tokens.sum(1) > 0]
-        rows[name] = {
-            "effective": 2 ** _entropy(shares),
-            "largest": shares.max(),
-            "cv": shares.std() / max(shares.mean(), TINY),
-            "idle": int((shares == 0).sum()),
-            "gate_entropy": _entropy(tokens).mean() if len(tokens) else np.nan,
-        }
-    return pd.DataFrame.from_dict(rows, orient="index")
-
-
-def co_activation(routing: AnnData, member: int = 0) -> pd.DataFrame:
-    """How much more often two experts of a member serve the same token than usage would have it.
-
-    Expert × expert: log2 of observed over expected pairs, the expectation with the same usage of
-    each expert and pairs drawn at random. NaN on the diagonal; -inf where a pair never occurs.
-    """
-    g = gates(routing)[:, member]
-    chosen = g.reshape(-1, g.shape[-1]) > 0
-    pairs = chosen.T.astype(float) @ chosen
-    np.fill_diagonal(pairs, 0)
-    share = chosen.sum(0) / max(chosen.sum(), 1)
-    expected = np.outer(share, share)
-    np.fill_diagonal(expected, 0)
-    expected *= pairs.sum() / max(expected.sum(), TINY)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        lift = np.log2(pairs / expected)
-    np.fill_diagonal(lift, np.nan)
-    return pd.DataFrame(lift).rename_axis(index="expert", columns="expert")
 
 
 def dominant_expert(routing: AnnData, modality: str, member: int = 0) -> np.ndarray:
@@ -198,49 +144,6 @@ def attention_blocks(model, mdata: MuData) -> pd.DataFrame:
         total = total + (blocks * there[..., None]).sum(0)
         count = count + there.sum(0)[:, None]
     return pd.DataFrame((total / count).numpy(force=True), names, names)
-
-
-def match_experts(
-    first: AnnData, second: AnnData, by: Sequence[str], n_permutations: int = 200, seed: int = 0
-) -> tuple[pd.DataFrame, dict]:
-    """Pair the experts of two models of the same cells by whom they serve.
-
-    An expert's profile is its usage over (modality, patch, label), less what all experts have; two
-    profiles are compared by correlation and paired one to one for the largest sum (the Hungarian
-    algorithm).
-
-    Returns
-    -------
-    A table `first, second, similarity`, best first, and `similarity` (mean over pairs), `null`
-    (mean of the same after the second model's labels and patches are permuted: what pairing alone
-    would find) and `p`.
-    """
-    rng, labels = np.random.default_rng(seed), _labels(by)
-    a, b = (np.einsum("nmpe,ng->empg", _flat(gates(r)), labels) for r in (first, second))
-    names = [expert_names(*gates(r).shape[1::3]) for r in (first, second)]
-    rows, columns, similar = _paired(a, b)
-    null, flat = [], b.reshape(len(b), -1)
-    for _ in range(n_permutations):
-        permuted = flat[:, rng.permutation(flat.shape[1])].reshape(b.shape)
-        null.append(_paired(a, permuted)[2].mean())
-    pairs = {"first": np.array(names[0])[rows], "second": np.array(names[1])[columns]}
-    table = pd.DataFrame(pairs | {"similarity": similar})
-    found = float(similar.mean())
-    p = (1 + (np.asarray(null) >= found).sum()) / (1 + n_permutations)
-    table = table.sort_values("similarity", ascending=False, ignore_index=True)
-    return table, {"similarity": found, "null": float(np.mean(null)), "p": float(p)}
-
-
-def _paired(a, b):
-    profiles = []
-    for use in (a, b):
-        share = use / np.maximum(use.sum(0, keepdims=True), TINY)  # of each kind of token
-        share = share.reshape(len(use), -1)
-        share = share - share.mean(1, keepdims=True)
-        profiles.append(share / np.maximum(np.linalg.norm(share, axis=1, keepdims=True), 1e-12))
-    similarity = profiles[0] @ profiles[1].T
-    rows, columns = linear_sum_assignment(similarity, maximize=True)
-    return rows, columns, similarity[rows, columns]
 
 
 def without_expert(model, expert: int):
