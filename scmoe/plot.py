@@ -213,33 +213,36 @@ def cells(xy: np.ndarray, panels: Mapping[str, Sequence], title: str, behind=Non
     named = {words for words, values in panels.items() if not is_numeric_dtype(np.asarray(values))}
     colours = group_colours({str(value) for words in named for value in panels[words]})
     n_columns = int(np.clip(68 // (max(map(len, colours), default=1) + 4), 1, 7))
-    height = 2.9 + (len(panels) < 3) * 0.8 + 0.2 * -(-len(colours) // n_columns)
+    height = 0.9 + min(0.9 * WIDTH / len(panels), 3.0) + 0.2 * -(-len(colours) // n_columns)
     fig, axes = figure(title, 1, len(panels), height=height, sharex=True, sharey=True)
     size = _pixel_size(xy, len(panels)) if tissue else np.clip(9000 / max(len(xy), 1), 2, 26)
     edges = np.where(np.zeros(len(xy), bool) if outlined is None else outlined, INK, "none")
     for ax, (words, values) in zip(axes, panels.items(), strict=True):
         if behind is not None:
-            ax.scatter(*behind.T, s=5, color="#d8d8d8", linewidths=0, rasterized=len(behind) > 3000)
-        look = {"s": size, "linewidths": 0.9, "rasterized": len(xy) > 3000}
+            ax.scatter(*behind.T, s=5, color="#d8d8d8", linewidths=0, rasterized=len(behind) > 1000)
+        look = {"s": size, "linewidths": 0.9, "rasterized": len(xy) > 1000}
         if words in named:
             values = np.asarray(values, str)
             for i, (group, colour) in enumerate(colours.items()):
                 here, shape = values == group, "s" if tissue else MARKERS[i % len(MARKERS)]
-                ax.scatter(*xy[here].T, c=colour, marker=shape, ec=edges[here], label=group, **look)
+                ax.scatter(*xy[here].T, c=colour, marker=shape, ec=edges[here], **look)
         else:
-            dots = ax.scatter(*xy.T, c=values, cmap="cividis", marker="so"[not tissue], ec=edges,
-                              **look)  # fmt: skip
+            shape = "s" if tissue else "o"
+            dots = ax.scatter(*xy.T, c=values, cmap="cividis", marker=shape, ec=edges, **look)
             fig.colorbar(dots, ax=ax, shrink=0.6)
         ax.set(title=fill(words, 64 // len(panels)), xticks=[], yticks=[])
         ax.set(aspect="equal") if tissue else ax.set_box_aspect(1)
         ax.spines[:].set_visible(False)
     if tissue:
         axes[0].invert_yaxis()
-    handles = {label: handle for ax in axes
-               for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}  # fmt: skip
+    handles = [
+        mpl.lines.Line2D([], [], ls="", color=colour, label=group, ms=6,
+                         marker="s" if tissue else MARKERS[i % len(MARKERS)])
+        for i, (group, colour) in enumerate(colours.items())
+    ]  # fmt: skip
     if handles:
-        fig.legend(handles.values(), handles, loc="outside lower center", ncols=n_columns,
-                   fontsize=9.5, handletextpad=0.1, columnspacing=0.9)  # fmt: skip
+        fig.legend(handles=handles, loc="outside lower center", ncols=n_columns, fontsize=9.5,
+                   handletextpad=0.1, columnspacing=0.9)  # fmt: skip
     return fig
 
 
