@@ -159,21 +159,19 @@ def paired(difference: pd.Series, k: int = 5) -> dict[str, float]:
 
 
 def by_entry(found: pd.DataFrame) -> pd.DataFrame:
-    """Summarise each entry: means of both, the difference with its interval, verdict.
+    """Summarise each entry: the difference with its interval, and whether it is clear.
 
     `below` says that ours is lower by more than a standard error and by more than `LEAST`, and
     `above` the reverse. The rival named is the one that was chosen most often.
     """
-    rows, order = [], [(task, m) for task, names in METRICS.items() for m in names]
-    rank = {pair: place for place, pair in enumerate(order)}
-    parts = found.groupby(ENTRY, sort=False)
-    for key, part in sorted(parts, key=lambda entry: (entry[0][0], rank.get(entry[0][1:3], 0))):
-        row = dict(zip(ENTRY, key, strict=True)) | {"ours": part["ours"].mean()}
-        row |= {"rival": part["rival"].mode()[0], "theirs": part["theirs"].mean()}
-        k = folds_of(row["set"])
-        rows.append(row | paired(part.set_index(UNIT)["difference"], k))
-    numbers = ["ours", "rival", "theirs", "difference", "se", "low", "high", "n"]
-    table = pd.DataFrame(rows, columns=[*ENTRY, *numbers])
+    rows = [
+        dict(zip(ENTRY, key, strict=True))
+        | {"rival": part["rival"].mode()[0]}
+        | paired(part.set_index(UNIT)["difference"], folds_of(key[0]))
+        for key, part in found.groupby(ENTRY, sort=False)
+    ]
+    columns = [*ENTRY, "rival", "difference", "se", "low", "high", "n"]
+    table = pd.DataFrame(rows, columns=columns)
     noise = table["se"].fillna(0).clip(lower=LEAST)
     table["below"], table["above"] = table["difference"] < -noise, table["difference"] > noise
     return table
