@@ -13,7 +13,7 @@ from sklearn.linear_model import RidgeCV
 from benchmarks.claims import recovery
 from benchmarks.claims.study import Plan, cheap
 from scmoe.data import Split
-from scmoe.explain import METHODS, PRIMARY, attribute, complete
+from scmoe.explain import METHODS, attribute, complete
 from scmoe.explain.answer import Answer
 from scmoe.model import ScMoE
 from scmoe.record import Run
