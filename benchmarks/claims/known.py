@@ -125,7 +125,7 @@ def concepts_of(model, mdata: MuData, labels: Sequence[str]) -> list[Concept]:
 
 
 def concept_study(model, mdata: MuData, labels: Sequence[str], n_random: int, seed=0):
-    """Probe the concepts that these cells offer, before and after attention.
+    """Probe the concepts that these cells offer.
 
     Returns
     -------
@@ -133,9 +133,7 @@ def concept_study(model, mdata: MuData, labels: Sequence[str], n_random: int, se
     concepts that pass at p < .05.
     """
     offered = concepts_of(model, mdata, labels)
-    options = {"n_random": n_random, "seed": seed}
-    found = pd.concat([concepts.concept_scores(model, mdata, offered, place=place, **options)[0]
-                       for place in ("before", "after")])  # fmt: skip
+    found, _ = concepts.concept_scores(model, mdata, offered, n_random=n_random, seed=seed)
     found = found.groupby("concept").agg(accuracy=("accuracy", "max"), q=("q", "min"))
     row = {f"{name} of {c}": v for c, each in found.iterrows() for name, v in each.items()}
     row["false positives"] = false_positive_rate(model, mdata, offered[0], seed=seed)

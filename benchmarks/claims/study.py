@@ -58,13 +58,13 @@ def score(
     Method × score: `seconds` (per 1000 cells), `budget`, `split_half`, `cells`, `deletion`,
     `insertion` (areas better than random order, with `_low`, `_high` of their 95 % interval),
     `infidelity`, `sensitivity` (medians), `agreement` (Spearman) and `overlap` (top 20) with SHAP
-    Permutation, `stability` over seeds and `stability_folds`, `gap of sums` of SHAP Deep; and for
-    SHAP's, with `AGAINST` before it, how many times `cheaper` the primary method is and by how much
-    its deletion and insertion are better on the same cells, with intervals.
+    Permutation, `stability` over seeds and `stability_folds`; and for SHAP's methods, with
+    `AGAINST` before it, how many times `cheaper` the primary method is and by how much its
+    deletion and insertion are better on the same cells, with intervals.
     """
     cells, background = complete(split.test, plan.n_cells, seed), split.train
     quick, why, spent = cheap(model), {}, {}
-    attribute(model, cells[:2].copy(), quick[0], background=background)  # warm up at no one's cost
+    attribute(model, cells[:2], quick[0], background=background)  # warm up at no one's cost
     for method in quick:
         e = why[method] = attribute(model, cells, method, background=background)
         spent[method] = {"budget": e.budget or 1, "seconds": 1000 * e.seconds / len(e.cells)}
@@ -75,7 +75,7 @@ def score(
         n_features = why[quick[0]].flat.shape[2]
         tried["shap_kernel"] = max(plan.n_slow // 3, 2), [4 * n_features * k for k in (1, 2, 4)]
     for method, (n, budgets) in tried.items():
-        found, why[method] = enough(model, cells[:n].copy(), method, budgets, background=background)
+        found, why[method] = enough(model, cells[:n], method, budgets, background=background)
         spent[method] = found.iloc[-1].to_dict()
     draws = {"n_draws": plan.n_draws, "n_random": plan.n_draws, "seed": seed}
     per_cell = faithfulness.deletion_insertion(model, cells, why, background, **draws)[1]
@@ -85,7 +85,7 @@ def score(
         part = per_cell.loc[name]
         table.loc[name, "cells"] = len(part)
         _with_interval(table, name, "", part)
-        error = faithfulness.infidelity(model, cells[: len(part)].copy(), e, background)
+        error = faithfulness.infidelity(model, cells[: len(part)], e, background)
         table.loc[name, "infidelity"] = np.median(error)
         both = {"this": e, "reference": why[REFERENCE]}
         for column, how in (("agreement", faithfulness.spearman), ("overlap", top_overlap)):
@@ -97,18 +97,13 @@ def score(
                 spent[name]["seconds"] / spent[quick[0]]["seconds"]
             )
             continue
-        some = cells[: plan.n_shap].copy()
+        some = cells[: plan.n_shap]
         moved = faithfulness.sensitivity(model, some, name, background=background)
         table.loc[name, "sensitivity"] = np.median(moved)
         for what, column in (("seeds", "stability"), ("folds", "stability_folds")):
             if models := (others or {}).get(what, []):
                 same = [attribute(m, cells, name, background=background) for m in models]
                 table.loc[name, column] = stability([e, *same])
-    two, some = cells[:2].copy(), background[:20].copy()
-    if quick[0] == PRIMARY:
-        deep = attribute(model, two, "shap_deep", background=some)
-        gap = faithfulness.additivity_error(model, two, deep, some)
-        table.loc["shap_deep", "gap of sums"] = np.abs(gap).mean()
     return table.rename(index=METHODS)
 
 

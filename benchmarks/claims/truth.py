@@ -34,7 +34,7 @@ def recovered(model, split: Split, plan: Plan, seed: int = 0, shuffled=None) -> 
     with random weights, one that learned `shuffled` labels.
     """
     truth, cells = split.train.uns["truth"], complete(split.test, plan.n_cells, seed)
-    few, random = cells[: plan.n_shap].copy(), recovery.randomised(model, seed)
+    few, random = cells[: plan.n_shap], recovery.randomised(model, seed)
     ours, sampled = cheap(model)[0], METHODS["shap_gradient"]
 
     def explained(model, cells, method, **options):
@@ -63,7 +63,7 @@ def recovered(model, split: Split, plan: Plan, seed: int = 0, shuffled=None) -> 
     }
     if {"protein", "dna"} <= set(model.modalities_):
         by = {METHODS[ours]: edges(model, cells, "gradient_x_input")}
-        by[sampled] = edges(model, few[:4].copy(), "shap_gradient", budget=50)
+        by[sampled] = edges(model, few[:4], "shap_gradient", budget=50)
         by |= _simple_edges(model, split)
         by[RANDOM] = edges(random, cells, "gradient_x_input")
         for name, importance in by.items():

@@ -28,7 +28,7 @@ def complete(mdata: MuData, n: int, seed: int = 0) -> MuData:
     """At most `n` cells that have every modality, drawn at random, in their order."""
     has_all = np.logical_and.reduce([mdata.obs_names.isin(a.obs_names) for a in mdata.mod.values()])
     rows = np.random.default_rng(seed).permutation(np.flatnonzero(has_all))[:n]
-    return mdata[np.sort(rows)].copy()
+    return mdata[np.sort(rows)]
 
 
 class Answer(nn.Module):

@@ -14,7 +14,7 @@ from scmoe.plot import figure
 COLOURS = {  # Paul Tol's bright and vibrant schemes: ours in blues, SHAP's in reds and yellow
     PRIMARY: "#332288", "gradient_x_input": "#4477AA", "integrated_gradients": "#66CCEE",
     "routing": "#228833", "shap_gradient": "#EE6677", "shap_permutation": "#AA3377",
-    "shap_kernel": "#CCBB44", "shap_deep": "#EE7733", "random": FAINT,
+    "shap_kernel": "#CCBB44", "random": FAINT,
 }  # fmt: skip
 
 

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from scmoe.explain import routing as routes
-from tests.unit.test_explain_attribution import fitted, whole
+from tests.unit.test_explain_attribution import fitted
 
 GROUPS = np.repeat(["a", "b"], 30)
 
@@ -60,16 +60,6 @@ def test_usage_rows_are_shares_of_the_right_experts():
     table = routes.usage(routing(by_group), GROUPS)
     assert np.allclose(table.loc[("protein", "b")], [0, 0, 0.75, 0.25])
     assert np.allclose(table.sum(axis=1), 1)
-
-
-def test_attention_blocks_are_distributions_over_modalities():
-    with pytest.raises(ValueError, match="no attention"):
-        routes.attention_blocks(*fitted()[:2])
-    model, split = whole("attention")
-    table = routes.attention_blocks(model, split.test)
-    assert list(table.index) == list(table.columns) == model.modalities_
-    assert np.allclose(table.sum(axis=1), 1, atol=1e-5)
-    assert not np.allclose(table, 1 / 3)
 
 
 def test_silencing_an_expert_changes_the_groups_that_it_serves():

@@ -67,9 +67,7 @@ def test_probes_find_the_groups_and_no_random_concept():
     labels = background.obs["cell_type"].astype(str)
     known = concepts.Concept.of_cells("type0", labels == "type0")
     random = known.at_random(np.random.default_rng(0))
-    probes, uses = concepts.concept_scores(
-        model, background, [known, random], place="before", n_random=50
-    )
+    probes, uses = concepts.concept_scores(model, background, [known, random], n_random=50)
     q = probes.set_index(["concept", "modality"])["q"]
     assert (q["type0"] < 0.05).all()
     assert (q["random"] > 0.01).all()
