@@ -25,8 +25,8 @@ def explain(answer, mdata, method, background, own, budget, seed, progress) -> l
     explainer = shap.GradientExplainer(answer, reference, batch_size=max(budget, 50))
     options = {"nsamples": budget, "rseed": seed, "ranked_outputs": 1 if own else None}
     parts = []
-    for x in cells:
-        values = explainer.shap_values(x, **options)
+    for cell in cells:
+        values = explainer.shap_values(cell, **options)
         values = values[0] if own else values
         values = values if isinstance(values, list) else [values]
         # (1, F, K), or (1, F) for a single answer
