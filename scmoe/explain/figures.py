@@ -61,14 +61,16 @@ def heatmap(table: pd.DataFrame, title: str, label: str, signed: bool = False,
 
     `label` says what colour means, with its unit; `signed` has colours on both sides of zero.
     """
-    fig, axes = figure(title, height=1.5 + 0.27 * len(table))
+    names = [str(name) for name in table]
+    turned = sum(len(name) + 2 for name in names) > 62
+    height = 1.5 + 0.27 * len(table) + 0.08 * turned * max(map(len, names))
+    fig, (ax,) = figure(title, height=height)
     high = max(np.nanmax(np.abs(table.to_numpy(float)), initial=0), 1e-9)
     look = {"cmap": "RdBu_r" if signed else SHARES, "vmin": -high * signed, "vmax": high}
-    sns.heatmap(table, ax=axes[0], annot=table.shape[1] <= 12, fmt=f".{digits}f", linewidths=0.5,
+    sns.heatmap(table, ax=ax, annot=table.shape[1] <= 12, fmt=f".{digits}f", linewidths=0.5,
                 annot_kws={"size": 9}, cbar_kws={"label": label}, **look)  # fmt: skip
-    turned = sum(len(str(name)) + 2 for name in table) > 62
-    axes[0].tick_params(axis="x", rotation=90 if turned else 0, length=0)
-    axes[0].tick_params(axis="y", rotation=0, length=0)
+    ax.tick_params(axis="x", rotation=90 * turned, length=0)
+    ax.tick_params(axis="y", rotation=0, length=0)
     return fig
 
 
