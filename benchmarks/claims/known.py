@@ -1,22 +1,17 @@
-"""What is known of the four data sets, to hold explanations against: genes, truth, states."""
+"""What is known of real cells, to hold explanations against: genes, and states of cells."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 from mudata import MuData
 
+from benchmarks.claims import recovery
 from scmoe.data import Split
-from scmoe.explain import recovery
-from scmoe.explain.attribution import METHODS, PRIMARY, attribute
-from scmoe.explain.concepts import Concept, concept_scores, expert_map, false_positive_rate
-from scmoe.explain.study import Plan
-from scmoe.explain.truth import recovered, recovery_study
-from scmoe.model import ScMoE
-from scmoe.record import Run
+from scmoe.explain import METHODS, PRIMARY, attribute, concepts
+from scmoe.explain.concepts import Concept, probes, tail, tokens
 
 MARKERS = ("Pvalb", "Sst", "Vip", "Lamp5", "Sncg")  # each names a subclass of Patch-seq's neurons
 GENES_OF_PROTEINS = {  # DBiT-seq's antibodies whose names are not their genes'
@@ -33,62 +28,61 @@ PROGRAMMES = {  # genes that go up together in a state; matched without regard t
 FEWEST_GENES = 3  # of a programme, in the data
 
 
-def marker_ranks(model: ScMoE, mdata: MuData, labels: Sequence[str]) -> pd.DataFrame:
-    """Rank of Patch-seq's marker genes in the explanation of their own subclass.
+def ranks(model, split: Split) -> pd.DataFrame:
+    """Rank of the features that are known to matter, by explanations and by simple scores.
 
-    Columns: rank by the primary method (mean attribution, with its sign, to the own group of the
-    subclass's cells), by correlation with membership in the subclass and by logistic regression's
-    coefficient; `of` so many genes.
+    Patch-seq: of a subclass's marker gene, in mean attribution, with its sign, to that subclass.
+    DBiT-seq: of a protein's own gene, when the protein is predicted from RNA.
+
+    Returns
+    -------
+    How × feature; empty for other sets.
     """
+    if split.name == "patchseq" and "rna" in model.modalities_:
+        return _markers(model, split.train, split.train.obs[split.label_key])
+    if split.name == "dbitseq" and {"rna", "protein"} <= set(model.modalities_):
+        return _own_genes(model, split)
+    return pd.DataFrame()
+
+
+def _markers(model, mdata: MuData, labels: Sequence[str]) -> pd.DataFrame:
     subclass = np.array([label.split("-")[0].split(" ")[0] for label in np.asarray(labels, str)])
-    signed = attribute(model, mdata, background=mdata).table(subclass, signed=True).loc["rna"]
-    simple = recovery.simple_scores(model, mdata, subclass)
-    rows = {}
-    for name in MARKERS:
-        if name in signed.index and name in signed.columns:
-            scores = {METHODS[PRIMARY]: signed[name]}
-            scores |= {how: table.loc["rna"][name] for how, table in simple.items()}
-            rows[name] = {how: int((v > v[name]).sum()) + 1 for how, v in scores.items()}
-            rows[name] |= {"of": len(signed), "cells": int((subclass == name).sum())}
-    return pd.DataFrame.from_dict(rows, orient="index")
+    why = attribute(model, mdata, "gradient_x_input", background=mdata)
+    tables = {METHODS[PRIMARY]: why.table(subclass, signed=True)}
+    tables = {how: table.loc["rna"] for how, table in
+              (tables | recovery.simple_scores(model, mdata, subclass)).items()}  # fmt: skip
+    there = [
+        name for name in MARKERS if all(name in t.index and name in t for t in tables.values())
+    ]
+    place = {how: {g: _place(t[g], g) for g in there} for how, t in tables.items()}
+    return pd.DataFrame.from_dict(place, orient="index")
 
 
-def same_gene_ranks(model: ScMoE, mdata: MuData, background: MuData) -> pd.DataFrame:
-    """Rank of each protein's own gene when the protein is predicted from RNA (DBiT-seq).
-
-    Columns: the gene, its rank among all genes by the primary method (mean |attribution|) and by
-    |correlation| with the protein; `of` so many genes.
-    """
-    genes = model.transform_.features["rna"]
-    lower = {gene.lower(): gene for gene in genes}
-    pairs = {}
-    for protein in model.transform_.features["protein"]:
-        symbol = GENES_OF_PROTEINS.get(protein, protein.split(".")[-1])
-        if symbol.lower() in lower:
-            pairs[protein] = lower[symbol.lower()]
+def _own_genes(model, split: Split) -> pd.DataFrame:
+    names = model.transform_.features
+    genes, pairs = {gene.lower(): gene for gene in names["rna"]}, {}
+    for protein in names["protein"]:
+        symbol = GENES_OF_PROTEINS.get(protein, protein.split(".")[-1]).lower()
+        if symbol in genes:
+            pairs[protein] = genes[symbol]
     if not pairs:
-        return pd.DataFrame(columns=["gene", METHODS[PRIMARY], "correlation", "of"])
+        return pd.DataFrame()
     asked = {"target": "protein", "source": "rna", "outputs": list(pairs)}
-    why = attribute(model, mdata, background=background, **asked)
-    scaled = model.transform(mdata)
+    why = attribute(model, split.test, "gradient_x_input", background=split.train, **asked)
+    scaled = model.transform(split.test)
     x, y = (np.asarray(scaled[m].X, float) for m in ("rna", "protein"))
-    columns = model.transform_.features["protein"].get_indexer(list(pairs))
-    plain = pd.DataFrame(np.abs(recovery.correlations(x, y[:, columns])), genes, list(pairs))
-    size = why.table().loc["rna"]
-    rank = lambda v, gene: int((v > v[gene]).sum()) + 1  # noqa: E731
-    rows = {
-        protein: {
-            "gene": gene,
-            METHODS[PRIMARY]: rank(size[protein], gene),
-            "correlation": rank(plain[protein], gene),
-            "of": len(genes),
-        }
-        for protein, gene in pairs.items()
-    }
-    return pd.DataFrame.from_dict(rows, orient="index")
+    columns = names["protein"].get_indexer(list(pairs))
+    plain = pd.DataFrame(np.abs(recovery.correlations(x, y[:, columns])), names["rna"], list(pairs))
+    tables = {METHODS[PRIMARY]: why.table().loc["rna"], "correlation": plain}
+    place = {how: {p: _place(t[p], gene) for p, gene in pairs.items()} for how, t in tables.items()}
+    return pd.DataFrame.from_dict(place, orient="index")
 
 
-def concepts_of(model: ScMoE, mdata: MuData, labels: Sequence[str]) -> list[Concept]:
+def _place(scores: pd.Series, name: str) -> int:
+    return int((scores > scores[name]).sum()) + 1
+
+
+def concepts_of(model, mdata: MuData, labels: Sequence[str]) -> list[Concept]:
     """Concepts that can be made from what is known of the cells, not the label itself if possible.
 
     Matched within labels: library size, position, pseudotime, gene programmes. Where labels have
@@ -100,22 +94,25 @@ def concepts_of(model: ScMoE, mdata: MuData, labels: Sequence[str]) -> list[Conc
     if 1 < len(names) < len(set(labels)):
         largest = names[counts.argmax()]
         made.append(Concept.of_cells(f"{largest} cells", family == largest))
+    values = {}
     counted = [m for m, kind in model.transform_.kinds.items() if kind in ("counts", "normalised")]
     if counted:
         part = mdata[counted[0]]
         total = pd.Series(np.asarray(part.X.sum(1)).ravel(), part.obs_names)
-        made.append(Concept.of_values("much RNA", total.reindex(mdata.obs_names), labels))
+        values["much RNA"] = total.reindex(mdata.obs_names)
     if "pseudotime" in mdata.obs:
-        made.append(Concept.of_values("late in its group", mdata.obs["pseudotime"], labels))
+        values["late in its group"] = mdata.obs["pseudotime"]
     if "spatial" in mdata.obsm:
-        for axis, name in enumerate(["right in its region", "low in its region"]):
-            made.append(Concept.of_values(name, np.asarray(mdata.obsm["spatial"])[:, axis], labels))
+        axes = np.asarray(mdata.obsm["spatial"]).T
+        values |= dict(zip(("right in its region", "low in its region"), axes, strict=True))
     if "rna" in model.modalities_:
-        known = {f.lower(): f for f in model.transform_.features["rna"]}
+        part = model.transform_.transform(mdata, ["rna"])["rna"]
         for name, genes in PROGRAMMES.items():
-            found = [known[g.lower()] for g in genes.split() if g.lower() in known]
-            if len(found) >= FEWEST_GENES:
-                made.append(Concept.of_programme(name, model, mdata, "rna", found, labels))
+            found = part.var_names.str.lower().isin(genes.lower().split())
+            if found.sum() >= FEWEST_GENES:
+                level = pd.Series(np.asarray(part.X[:, found].mean(1)).ravel(), part.obs_names)
+                values[name] = level.reindex(mdata.obs_names)
+    made += [Concept.of_values(name, each, labels) for name, each in values.items()]
     if "batch" in mdata.obs and mdata.obs["batch"].nunique() > 1:
         batch = mdata.obs["batch"].astype(str).to_numpy()
         made.append(Concept.of_cells(f"batch {batch[0]}", batch == batch[0]))
@@ -127,95 +124,32 @@ def concepts_of(model: ScMoE, mdata: MuData, labels: Sequence[str]) -> list[Conc
     return made
 
 
-def check(model: ScMoE, split: Split, plan: Plan, seed: int = 0) -> tuple[str, pd.DataFrame]:
-    """Hold explanations against whatever is known of these cells.
+def concept_study(model, mdata: MuData, labels: Sequence[str], n_random: int, seed=0):
+    """Probe the concepts that these cells offer.
 
     Returns
     -------
-    What it is (`"truth"`, `"markers"`, `"pairs"`, or `""` for nothing), and its table.
+    One row, "concept probes": best accuracy and smallest q of each concept, and the share of random
+    concepts that pass at p < .05.
     """
-    if "truth" in split.train.uns:
-        return "truth", recovered(model, split, plan, seed)
-    if split.name == "patchseq" and "rna" in model.modalities_:
-        return "markers", marker_ranks(model, split.train, split.train.obs[split.label_key])
-    if split.name == "dbitseq" and {"rna", "protein"} <= set(model.modalities_):
-        return "pairs", same_gene_ranks(model, split.test, split.train)
-    return "", pd.DataFrame()
-
-
-def as_scores(what: str, table: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """The table of `check` as method × score, by what precedes a score's name in a record."""
-    if what == "truth":
-        return {f"{column} of ": table[column].unstack("what") for column in table}
-    ranks = table.drop(columns=["of", "cells", "gene"], errors="ignore")
-    return {"rank of ": ranks.T} if what else {}
-
-
-def many_networks(run: Run, plan: Plan) -> pd.DataFrame:
-    """`scmoe.explain.truth.recovery_study` where cells are simulated and the plan has it."""
-    simulated = run.dataset == "dyngen" and plan.n_networks
-    return recovery_study(run, plan, plan.n_networks) if simulated else pd.DataFrame()
-
-
-def scores_of_networks(studied: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """The table of `many_networks` as method × score, by what precedes a score's name."""
-    if studied.empty:
-        return {}
-    where = studied["backbone"] + " " + studied["seed"].astype(str)
-    return {
-        f"{column} over networks of ": studied.assign(score=studied["what"] + ", " + where).pivot(
-            index="by", columns="score", values=column
-        )
-        for column in ("auprc", "chance")
-    }
-
-
-@dataclass
-class Concepts:
-    """What tokens know of some concepts.
-
-    Attributes
-    ----------
-    offered
-        The concepts that could be made.
-    probes, uses
-        As `concepts.concept_scores` gives them, before and after attention.
-    false_positives
-        Share of random concepts that pass at p < .05.
-    through
-        Expert × modality: mean |derivative| of the groups' logits along the first concept.
-    """
-
-    offered: list[Concept]
-    probes: pd.DataFrame
-    uses: pd.DataFrame
-    false_positives: float
-    through: pd.DataFrame
-
-    @property
-    def read(self) -> pd.DataFrame:
-        """Concept × modality: held-out accuracy above one half, after attention."""
-        after = self.probes[self.probes["place"] == "after"]
-        return after.pivot(index="concept", columns="modality", values="accuracy") - 0.5
-
-    @property
-    def scores(self) -> pd.DataFrame:
-        """What goes into the record: the best probe of each concept, and the false positives."""
-        found = self.probes.groupby("concept").agg(accuracy=("accuracy", "max"), q=("q", "min"))
-        row = {f"{name} of {c}": v for c, each in found.iterrows() for name, v in each.items()}
-        row["false positives"] = self.false_positives
-        return pd.DataFrame(row, index=["concept probes"])
-
-
-def concept_study(model, mdata: MuData, labels: Sequence[str], n_random: int, seed=0) -> Concepts:
-    """Probe the concepts that these cells offer, before and after attention."""
     offered = concepts_of(model, mdata, labels)
-    tables = [
-        concept_scores(model, mdata, offered, place=place, n_random=n_random, seed=seed)
-        for place in ("before", "after")
-    ]
-    probes, uses = (pd.concat(parts, ignore_index=True) for parts in zip(*tables, strict=True))
-    through = expert_map(model, mdata, offered[0], seed=seed).abs()
-    through = through.groupby(level=0, sort=False).mean().T
-    false_positives = false_positive_rate(model, mdata, offered[0], seed=seed)
-    return Concepts(offered, probes, uses, false_positives, through)
+    found, _ = concepts.concept_scores(model, mdata, offered, n_random=n_random, seed=seed)
+    found = found.groupby("concept").agg(accuracy=("accuracy", "max"), q=("q", "min"))
+    row = {f"{name} of {c}": v for c, each in found.iterrows() for name, v in each.items()}
+    row["false positives"] = false_positive_rate(model, mdata, offered[0], seed=seed)
+    return pd.DataFrame(row, index=["concept probes"])
+
+
+def false_positive_rate(model, mdata: MuData, concept: Concept, n: int = 100, seed: int = 0):
+    """Share of random concepts whose probe beats the other random ones at p < .05, one-sided.
+
+    Each of `n` random concepts with the sizes of `concept` is held against all others, in every
+    modality. About .05 if the test is honest.
+    """
+    rng = np.random.default_rng(seed)
+    null = [concept.at_random(rng) for _ in range(n)]
+    acts, hits = tokens(model, mdata), []
+    for i in range(acts.shape[1]):
+        accuracy, _ = probes(acts[:, i].reshape(len(acts), -1), null, seed)
+        hits += [tail(accuracy[j], np.delete(accuracy, j)) < 0.05 for j in range(n)]
+    return float(np.mean(hits))

@@ -1,85 +1,126 @@
-"""The scores of explanations that are kept with the book, beside which a page shows its own run.
+"""The table of record of explanations: study a model, its linear neighbour and the published one.
 
-    python -m scmoe.explain.reference book/runs/quick book/runs/full
+    python -m benchmarks.claims.reference runs/explained --sets dyngen patchseq dbitseq
 
-gathers the `metrics.json` of the interpretability runs below some folders into
-`book/reference_interpretability.csv` (records) and `.json` (where they came from); of two runs of
-the same data set and protocol, that of the later folder is kept, and what is there already stays
-where no run replaces it.
+fits what is not fitted yet below the folder, explains and scores it, and puts the scores into
+`book/reference_interpretability.csv` (records) and `.json` (where they come from), in the place of
+those of the same data set and subject.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 
-from scmoe.explain.attribution import METHODS, PRIMARY
-from scmoe.explain.study import Study
+from benchmarks.claims import known
+from benchmarks.claims.study import Plan, match_experts, score
+from benchmarks.claims.truth import recovered, recovery_study
+from scmoe.data import DATASETS, Split
 from scmoe.metrics import COLUMNS
+from scmoe.model import ScMoE
+from scmoe.record import Run
 
 FILE = Path(__file__).resolve().parents[2] / "book" / "reference_interpretability.csv"
 KEPT = ("parameters", "data_source", "checksums", "commit", "sources", "versions", "platform",
         "device", "threads", "seconds", "peak_memory_mb")  # fmt: skip
-AGAINST = "primary against it, "
+SUBJECTS = {  # who is explained: protocol of the run, part of the model, protocol of the records
+    "scMoE experts": ("strict", "experts", "strict"),
+    "scMoE linear": ("strict", "linear", "strict, linear part"),
+    "scMoE published": ("paper", "experts", "paper"),
+}
 
 
-def gather(*folders: Path, file: Path = FILE) -> pd.DataFrame:
-    """Add the records of all interpretability runs below `folders`, and their provenance."""
-    tables, provenance = {}, {}
+def study(run: Run, plan: Plan, part: str = "experts") -> list[pd.DataFrame]:
+    """Fit, explain and score: tables method × score."""
+    split = run.load()
+    model = _fitted(run, split, part)
+    folds = [fold for fold in DATASETS[run.dataset].folds if fold != run.fold]
+    changes = {
+        "seeds": [{"seed": run.seed + 1 + i} for i in range(plan.n_seeds)],
+        "folds": [{"fold": fold} for fold in folds[: plan.n_folds]],
+    }
+    others = {what: [_other(run, part, each) for each in some] for what, some in changes.items()}
+    with run.clock("explain"):
+        tables = [score(model, split, plan, others, run.seed)]
+    if "truth" in split.train.uns:
+        table = recovered(model, split, plan, run.seed).unstack("what")
+        tables.append(table.set_axis([f"{score} of {what}" for score, what in table], axis=1))
+        with run.clock("recovery"):
+            tables.append(recovery_study(run, plan, part=part))
+    else:
+        tables.append(known.ranks(model, split).add_prefix("rank of "))
+    if part == "experts":
+        labels, options = split.train.obs[split.label_key].astype(str), (plan.n_random, run.seed)
+        table = known.concept_study(model, split.train, labels, *options)
+        tables.append(table.add_prefix("concepts: "))
+        routes = [m.get_routing(split.train) for m in [model, *others["seeds"]]]
+        matched = [match_experts(routes[0], other, labels, seed=run.seed) for other in routes[1:]]
+        table = pd.DataFrame(matched).mean().to_frame("experts matched").T
+        tables.append(table.add_prefix("over seeds: "))
+    return tables
+
+
+def _fitted(run: Run, split: Split, part: str):
+    return getattr(run.fit(ScMoE(run.task, run.config(), run.seed), split), part)
+
+
+def _other(run: Run, part: str, change: dict):
+    name = "-".join(f"{key}_{value}" for key, value in change.items())
+    other = replace(run, **change, out_dir=run.out_dir / name, seconds={}, split=None)
+    return _fitted(other, other.load(), part)
+
+
+def as_records(tables: Sequence[pd.DataFrame], run: Run, protocol: str) -> pd.DataFrame:
+    """Scores as records: `task` is "interpretability", `method` the way to explain."""
+    parts = [
+        table.rename_axis("method").reset_index().melt("method", var_name="metric")
+        for table in tables if not table.empty
+    ]  # fmt: skip
+    split = run.split
+    return pd.concat(parts, ignore_index=True).dropna(subset="value").assign(
+        dataset=split.name, data_source=split.data_source, protocol=protocol, fold=split.fold,
+        seed=run.seed, task="interpretability", modalities="+".join(split.modalities),
+        target_modality="", source_modality="",
+    )[COLUMNS]  # fmt: skip
+
+
+def put(metrics: Path, file: Path = FILE) -> None:
+    """Put the records of a `metrics.json` into the file, and where they come from beside it."""
+    found, provenance = json.loads(metrics.read_text()), {}
+    table = pd.DataFrame(found["records"], columns=COLUMNS)
+    dataset, protocol = table.loc[0, ["dataset", "protocol"]]
     if file.exists():
-        kept = pd.read_csv(file).groupby(["dataset", "protocol"], sort=False)
-        tables = {", ".join(names): table for names, table in kept}
+        kept = pd.read_csv(file)
+        same = kept["dataset"].eq(dataset) & kept["protocol"].eq(protocol)
+        table = pd.concat([kept[~same], table])
         provenance = json.loads(file.with_suffix(".json").read_text())
-    left = "interpretability*/metrics.json"
-    for path in (path for folder in folders for path in sorted(Path(folder).glob(left))):
-        found = json.loads(path.read_text())
-        table = pd.DataFrame(found["records"], columns=COLUMNS)
-        name = f"{table['dataset'].iloc[0]}, {table['protocol'].iloc[0]}"
-        tables[name] = table
-        provenance[name] = {key: found["provenance"][key] for key in KEPT}
-    records = pd.concat(tables.values(), ignore_index=True)
-    records.to_csv(file, index=False, float_format="%.5g", lineterminator="\n")
+    provenance[f"{dataset}, {protocol}"] = {key: found["provenance"][key] for key in KEPT}
+    table.to_csv(file, index=False, float_format="%.5g", lineterminator="\n")
     file.with_suffix(".json").write_text(json.dumps(provenance, indent=1) + "\n")
-    return records
 
 
-def profile(dataset: str, protocol: str, file: Path = FILE) -> str:
-    """The profile that a data set's stored scores were made in."""
-    found = json.loads(file.with_suffix(".json").read_text())[f"{dataset}, {protocol}"]
-    return found["parameters"]["profile"]
-
-
-def networks(dataset: str, protocol: str, file: Path = FILE) -> pd.DataFrame:
-    """The stored recovery of many simulated networks: `backbone, seed, what, by, auprc, chance`."""
-    records = pd.read_csv(file) if file.exists() else pd.DataFrame(columns=COLUMNS)
-    chosen = records[records["dataset"].eq(dataset) & records["protocol"].eq(protocol)]
-    named = r"^(?P<column>\w+) over networks of (?P<what>.*), (?P<backbone>\w+) (?P<seed>\d+)$"
-    parts = chosen["metric"].str.extract(named)
-    rows = parts.assign(by=chosen["method"], value=chosen["value"]).dropna(subset="column")
-    keys = ["backbone", "seed", "what", "by"]
-    return rows.pivot(index=keys, columns="column", values="value").reset_index()
-
-
-def stored(dataset: str, protocol: str, file: Path = FILE) -> Study | None:
-    """The stored scores of a data set in a protocol, as a study without its cells; None: none."""
-    if not file.exists():
-        return None
-    records = pd.read_csv(file)
-    chosen = records[records["dataset"].eq(dataset) & records["protocol"].eq(protocol)]
-    wide = chosen.pivot_table(index="method", columns="metric", values="value")
-    names = {words: name for name, words in METHODS.items()}
-    wide = wide[wide.index.isin(names)].rename(index=names)
-    wide = wide.reindex([name for name in METHODS if name in wide.index])
-    if PRIMARY not in wide.index:
-        return None
-    against = [name for name in wide if name.startswith(AGAINST)]
-    versus = wide[against].dropna(how="all").rename(columns=lambda name: name.removeprefix(AGAINST))
-    table = wide.drop(columns=against).dropna(subset="seconds")
-    return Study(table, versus, pd.DataFrame(), {}, None)
+def main() -> None:
+    """Study what is asked for on the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--sets", nargs="+", default=["dyngen", "dbitseq", "patchseq"])
+    parser.add_argument("--subjects", nargs="+", default=list(SUBJECTS), choices=SUBJECTS)
+    parser.add_argument("--device", default="auto")
+    asked = parser.parse_args()
+    for dataset in asked.sets:
+        for subject in asked.subjects:
+            protocol, part, name = SUBJECTS[subject]
+            folder = asked.out / f"{dataset}-{protocol}"
+            run = Run(dataset, protocol=protocol, device=asked.device, out_dir=folder)
+            plan = Plan() if protocol == "strict" else Plan(n_folds=0)
+            records = as_records(study(run, plan, part), run, name)
+            put(run.finish(records))
 
 
 if __name__ == "__main__":
-    print(f"{len(gather(*map(Path, sys.argv[1:])))} records in {FILE}")
+    main()

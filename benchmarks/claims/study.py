@@ -1,311 +1,209 @@
-"""The numbers of the interpretability page: every method scored on the same cells of one run."""
+"""Every way to explain a model, scored on the same test cells of one run."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 from mudata import MuData
-from scipy.sparse import issparse
+from scipy.optimize import linear_sum_assignment
 
-from scmoe import summary
-from scmoe.data import DATASETS, Split
-from scmoe.data.cells import make_mudata
-from scmoe.explain import faithfulness, recovery
-from scmoe.explain.attribution import METHODS, PRIMARY, Explanation, attribute
-from scmoe.metrics import COLUMNS
-from scmoe.model import ScMoE
-from scmoe.networks import Experts
-from scmoe.record import SIMULATION, Run, source_hash
+from scmoe.data import Split
+from scmoe.explain import METHODS, PRIMARY, Explanation, attribute, complete, faithfulness
+from scmoe.explain.routing import TINY, gates, side_by_side
 
 REFERENCE = "shap_permutation"  # the SHAP that agreement is measured with: exact but for sampling
-CHEAP = (PRIMARY, "gradient_x_input", "integrated_gradients", "routing")
+AGAINST = "primary against it, "
 
 
 @dataclass(frozen=True)
 class Plan:
     """How many cells and draws a study takes; SHAP's budgets are tried in order."""
 
-    n_cells: int = 24  # scored by every cheap method
-    n_shap: int = 6  # by SHAP Gradient
-    n_slow: int = 2  # by SHAP Permutation and SHAP Kernel
-    n_draws: int = 3  # replacements and random orders a cell, in deletion and insertion
-    n_random: int = 40  # random concepts
-    kernel: bool = False
-    n_seeds: int = 0  # further models, for stability and the matching of experts
-    n_folds: int = 0  # further models, for stability
-    n_networks: int = 0  # simulated anew for each backbone, for recovery
+    n_cells: int = 60  # scored by every cheap method
+    n_shap: int = 20  # by SHAP Gradient
+    n_slow: int = 6  # by SHAP Permutation and SHAP Kernel
+    n_draws: int = 5  # replacements and random orders a cell, in deletion and insertion
+    n_random: int = 100  # random concepts
+    kernel: bool = True
+    n_seeds: int = 1  # further models, for stability and the matching of experts
+    n_folds: int = 1  # further models, for stability
+    n_networks: int = 5  # simulated anew for each backbone, for recovery
     gradient_budgets: tuple[int, ...] = (8, 16, 32, 64, 128, 256, 512, 1024)
     permutation_budgets: tuple[int, ...] = (2, 4, 8, 16, 32)
 
 
-PLANS = {
-    "quick": Plan(),
-    "full": Plan(60, 20, 6, 5, 100, True, 1, 1, 5),
-}
-
-
-def plan_of(run: Run) -> Plan:
-    """The plan of a run's profile; the paper's models take long to train, so there are fewer."""
-    plan = PLANS[run.profile]
-    few_models = {"n_seeds": min(plan.n_seeds, 1), "n_folds": 0}
-    return replace(plan, **few_models) if run.protocol == "paper" else plan
-
-
-@dataclass
-class Study:
-    """What was found.
-
-    Attributes
-    ----------
-    table
-        Method × score: `seconds` (per 1000 cells), `peak_mb`, `budget`, `split_half`, `cells`,
-        `deletion`, `insertion` (areas better than random order, with `_low`, `_high` of their 95 %
-        interval), `infidelity`, `sensitivity` (medians), `agreement` (Spearman) and `overlap` (top
-        20) with SHAP Permutation, `stability` over seeds and `stability_folds`.
-    versus
-        Per SHAP method: by how much the primary method's deletion and insertion are better on the
-        same cells (mean and 95 % interval), and how many times cheaper it is.
-    curves
-        `method, what, fraction, answer`, as `faithfulness.deletion_insertion` gives them.
-    explanations
-        By method.
-    cells
-        The cells that were scored.
-    additivity
-        Mean |gap| of SHAP Deep's sums, as a share of the answers' size.
-    """
-
-    table: pd.DataFrame
-    versus: pd.DataFrame
-    curves: pd.DataFrame
-    explanations: dict[str, Explanation]
-    cells: MuData
-    additivity: float = float("nan")
-
-
-def fitted(run: Run, split: Split) -> Experts:
-    """Load the model that a page of this data set left beside this run's folder, or train one.
-
-    Its experts are what is explained.
-
-    A neighbour's model is taken when its parameters, data and sources are those of this run.
-    """
-    wanted = _identity(run.parameters, split.data_source, split.checksums, source_hash())
-    for file in sorted(run.out_dir.parent.glob("*/metrics.json")):
-        found = json.loads(file.read_text())["provenance"]
-        left = found["data_source"], found["checksums"], found["sources"]
-        same = found["dataset"] == run.dataset and _identity(found["parameters"], *left) == wanted
-        if same and (file.parent / "model").is_dir():
-            run.trained = f"loaded from {file.parent}"
-            model = ScMoE.load(file.parent / "model", device=run.device)
-            if file.parent != run.out_dir:
-                model.save(run.out_dir / "model", overwrite=True)
-            return model.experts
-    return run.fit(ScMoE(run.task, run.config(), run.seed), split).experts
-
-
-def further(run: Run, plan: Plan) -> dict[str, list[Experts]]:
-    """Models of this run's other `seeds` and `folds`, as many as the plan asks for."""
-    folds = [fold for fold in DATASETS[run.dataset].folds if fold != run.fold]
-    changes = {
-        "seeds": [{"seed": run.seed + 1 + i} for i in range(plan.n_seeds)],
-        "folds": [{"fold": fold} for fold in folds[: plan.n_folds]],
-    }
-    return {what: [_other(run, change) for change in each] for what, each in changes.items()}
-
-
-def _other(run: Run, change: dict) -> Experts:
-    name = "-".join(f"{key}_{value}" for key, value in change.items())
-    other = replace(run, **change, out_dir=run.out_dir / name, seconds={}, split=None)
-    split = other.load()
-    return other.fit(ScMoE(run.task, run.config(), other.seed), split).experts
-
-
-def _identity(parameters, data_source, checksums, sources) -> str:
-    decide = ("task", "protocol", "fold", "seed", "epochs", "modalities")
-    made_from = {name: parameters.get(name) for name in decide}
-    made_from |= {name: parameters.get(name, usual) for name, usual in SIMULATION.items()}
-    return json.dumps([made_from, data_source, checksums, sources], sort_keys=True, default=str)
+def cheap(model) -> list[str]:
+    """Name the methods of a few passes that a model has, the primary one first."""
+    plain = ["gradient_x_input", "integrated_gradients"]
+    return [PRIMARY, *plain, "routing"] if hasattr(model, "network_") else plain
 
 
 def score(
-    model: Experts,
-    split: Split,
-    plan: Plan,
-    others: Mapping[str, Sequence[Experts]] | None = None,
-    seed: int = 0,
-) -> Study:
+    model, split: Split, plan: Plan, others: Mapping[str, Sequence] | None = None, seed: int = 0
+) -> pd.DataFrame:
     """Explain the same test cells by every method, and score each.
 
     Parameters
     ----------
+    model
+        `scMoE experts`, its linear neighbour or the published model.
     others
-        Models of other `seeds` and `folds`, for stability.
+        The same of other `seeds` and `folds`, for stability.
 
     Returns
     -------
-    Study
+    Method × score: `seconds` (per 1000 cells), `budget`, `split_half`, `cells`, `deletion`,
+    `insertion` (areas better than random order, with `_low`, `_high` of their 95 % interval),
+    `infidelity`, `sensitivity` (medians), `agreement` (Spearman) and `overlap` (top 20) with SHAP
+    Permutation, `stability` over seeds and `stability_folds`; and for SHAP's methods, with
+    `AGAINST` before it, how many times `cheaper` the primary method is and by how much its
+    deletion and insertion are better on the same cells, with intervals.
     """
     cells, background = complete(split.test, plan.n_cells, seed), split.train
-    why, spent = {}, {}
-    attribute(model, few(cells, 2), background=background)  # warm up, so that no method pays for it
-    for method in CHEAP:
-        why[method] = attribute(model, cells, method, background=background)
-        spent[method] = _spent(why[method])
+    quick, why, spent = cheap(model), {}, {}
+    attribute(model, cells[:2], quick[0], background=background)  # warm up at no one's cost
+    for method in quick:
+        e = why[method] = attribute(model, cells, method, background=background)
+        spent[method] = {"budget": e.budget or 1, "seconds": 1000 * e.seconds / len(e.cells)}
     tried = {"shap_gradient": (plan.n_shap, plan.gradient_budgets)}
     tried[REFERENCE] = plan.n_slow, plan.permutation_budgets
     if plan.kernel:
         # fewer coalitions than twice the features do not determine the regression
-        n_features = why[PRIMARY].flat.shape[2]
+        n_features = why[quick[0]].flat.shape[2]
         tried["shap_kernel"] = max(plan.n_slow // 3, 2), [4 * n_features * k for k in (1, 2, 4)]
     for method, (n, budgets) in tried.items():
-        found, why[method] = faithfulness.budget(
-            model, few(cells, n), method, budgets, background=background
-        )
+        found, why[method] = enough(model, cells[:n], method, budgets, background=background)
         spent[method] = found.iloc[-1].to_dict()
     draws = {"n_draws": plan.n_draws, "n_random": plan.n_draws, "seed": seed}
-    curves, per_cell = faithfulness.deletion_insertion(model, cells, why, background, **draws)
-    table = pd.DataFrame.from_dict(spent, orient="index")
-    table["cells"] = [len(e.cells) for e in why.values()]
-    for name in why:
-        own = per_cell[per_cell["method"] == name]
-        for what in ("deletion", "insertion"):
-            bounds = faithfulness.bootstrap(own[what].to_numpy())
-            table.loc[name, [what, f"{what}_low", f"{what}_high"]] = bounds
-        error = faithfulness.infidelity(model, few(cells, len(own)), why[name], background)
+    per_cell = faithfulness.deletion_insertion(model, cells, why, background, **draws)[1]
+    per_cell = per_cell.set_index(["method", "cell"])
+    table = pd.DataFrame.from_dict(spent, orient="index").fillna({"split_half": 1.0})
+    for name, e in why.items():
+        part = per_cell.loc[name]
+        table.loc[name, "cells"] = len(part)
+        _with_interval(table, name, "", part)
+        error = faithfulness.infidelity(model, cells[: len(part)], e, background)
         table.loc[name, "infidelity"] = np.median(error)
-        if name in CHEAP:
-            some = few(cells, plan.n_shap)
-            moved = faithfulness.sensitivity(model, some, name, background=background)
-            table.loc[name, "sensitivity"] = np.median(moved)
-        both = faithfulness.common(why[name], why[REFERENCE])
-        table.loc[name, "agreement"] = faithfulness.spearman(*both).mean()
-        table.loc[name, "overlap"] = faithfulness.top_overlap(*both).mean()
-        for what, column in (("seeds", "stability"), ("folds", "stability_folds")):
-            models = (others or {}).get(what, []) if name in CHEAP else []
-            if models:
-                same = [attribute(m, cells, name, background=background) for m in models]
-                table.loc[name, column] = faithfulness.stability([why[name], *same])
-    two, some = few(cells, 2), few(background, 20)
-    deep = attribute(model, two, "shap_deep", background=some)
-    gap = faithfulness.additivity_error(model, two, deep, some)
-    versus = _versus(per_cell, table, [name for name in why if name.startswith("shap")])
-    return Study(table, versus, curves, why, cells, float(np.abs(gap).mean()))
-
-
-def _spent(why: Explanation) -> dict:
-    return {
-        "budget": why.budget or 1,
-        "split_half": 1.0,
-        "seconds": 1000 * why.seconds / len(why.cells),
-        "peak_mb": why.peak_mb,
-    }
-
-
-def _versus(per_cell, table, names) -> pd.DataFrame:
-    """The primary method against each other one, cell by cell."""
-    ours = per_cell[per_cell["method"] == PRIMARY].set_index("cell")
-    rows = {}
-    for name in names:
-        theirs = per_cell[per_cell["method"] == name].set_index("cell")
-        row = {"cheaper": table.at[name, "seconds"] / table.at[PRIMARY, "seconds"]}
-        for what in ("deletion", "insertion"):
-            gain = (ours.loc[theirs.index, what] - theirs[what]).to_numpy()
-            row |= dict(
-                zip(
-                    (what, f"{what}_low", f"{what}_high"), faithfulness.bootstrap(gain), strict=True
-                )
+        both = {"this": e, "reference": why[REFERENCE]}
+        for column, how in (("agreement", faithfulness.spearman), ("overlap", top_overlap)):
+            table.loc[name, column] = faithfulness.agreement(both, how).iloc[0, 1]
+        if name not in quick:
+            ahead = per_cell.loc[quick[0]].loc[part.index] - part
+            _with_interval(table, name, AGAINST, ahead)
+            table.loc[name, f"{AGAINST}cheaper"] = (
+                spent[name]["seconds"] / spent[quick[0]]["seconds"]
             )
-        rows[name] = row
-    return pd.DataFrame.from_dict(rows, orient="index")
+            continue
+        some = cells[: plan.n_shap]
+        moved = faithfulness.sensitivity(model, some, name, background=background)
+        table.loc[name, "sensitivity"] = np.median(moved)
+        for what, column in (("seeds", "stability"), ("folds", "stability_folds")):
+            if models := (others or {}).get(what, []):
+                same = [attribute(m, cells, name, background=background) for m in models]
+                table.loc[name, column] = stability([e, *same])
+    return table.rename(index=METHODS)
 
 
-def complete(mdata: MuData, n: int, seed: int) -> MuData:
-    """At most `n` cells that have every modality, drawn at random."""
-    has_all = np.logical_and.reduce([mdata.obs_names.isin(a.obs_names) for a in mdata.mod.values()])
-    rows = np.random.default_rng(seed).permutation(np.flatnonzero(has_all))[:n]
-    return _these(mdata, np.sort(rows))
+def _with_interval(table, name: str, before: str, values: pd.DataFrame) -> None:
+    for what in ("deletion", "insertion"):
+        columns = [f"{before}{what}{end}" for end in ("", "_low", "_high")]
+        table.loc[name, columns] = faithfulness.bootstrap(values[what].to_numpy())
 
 
-def few(mdata: MuData, n: int) -> MuData:
-    """The first cells, at most `n`."""
-    return _these(mdata, np.arange(min(n, mdata.n_obs)))
+def enough(
+    model, mdata: MuData, method: str, budgets: Iterable[int], threshold: float = 0.9, **options
+) -> tuple[pd.DataFrame, Explanation]:
+    """Find what a sampling method needs to agree with itself.
 
+    At each budget, two runs with half of it and different seeds are compared; the search stops at
+    the first that reaches `threshold`.
 
-def _these(mdata: MuData, rows: np.ndarray) -> MuData:
-    """A copy of some cells, whichever modalities they have."""
-    obs = mdata.obs.iloc[rows]
-    mod = {m: a[obs.index[obs.index.isin(a.obs_names)]].copy() for m, a in mdata.mod.items()}
-    return make_mudata(mod, obs)
-
-
-def records(
-    study: Study, model: Experts, split: Split, run: Run, further: Mapping[str, pd.DataFrame]
-) -> pd.DataFrame:
-    """The page's numbers as records: `task` is "interpretability", `method` the explainer.
-
-    Parameters
-    ----------
-    further
-        Tables of other parts of the page, method × score, by what precedes the score's name.
+    Returns
+    -------
+    One row per budget tried: `budget`, `split_half` (mean Spearman over cells) and `seconds` per
+    1000 cells at the whole budget; and the mean of the last two runs, an explanation at the whole
+    budget.
     """
-    versus = study.versus.add_prefix("primary against it, ")
-    tables = {"": study.table.join(versus).rename(index=METHODS)} | dict(further)
-    tables["gap of "] = pd.DataFrame({"sums": [study.additivity]}, index=[METHODS["shap_deep"]])
-    parts = [
-        table.add_prefix(before)
-        .rename_axis(index="method")
-        .reset_index()
-        .melt("method", var_name="metric")
-        .dropna(subset="value")
-        for before, table in tables.items()
-    ]
-    info = model.info_ | {"protocol": run.protocol, "task": "interpretability"}
-    info |= {"modalities": "+".join(split.modalities), "target_modality": "", "source_modality": ""}
-    return pd.concat(parts, ignore_index=True).assign(**info)[COLUMNS]
+    rows = []
+    for size in budgets:
+        first, second = (
+            attribute(model, mdata, method, budget=size // 2, seed=seed, **options)
+            for seed in (1, 2)
+        )
+        mean = {m: (v + second.values[m]) / 2 for m, v in first.values.items()}
+        whole = replace(first, values=mean, budget=size, seconds=first.seconds + second.seconds)
+        row = {"budget": size, "split_half": float(faithfulness.spearman(first, second).mean())}
+        rows.append(row | {"seconds": 1000 * whole.seconds / mdata.n_obs})
+        if row["split_half"] >= threshold:
+            break
+    return pd.DataFrame(rows), whole
 
 
-def swarm(why: Explanation, model: Experts, cells: MuData) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Attributions of complete cells, and scaled inputs: cell × (modality, feature)."""
-    scaled = model.transform(cells)
-    dense = [scaled[m].X for m in why.values]
-    dense = [x.toarray() if issparse(x) else np.asarray(x) for x in dense]
-    inputs = np.concatenate(dense, axis=1)
-    return tuple(pd.DataFrame(v, why.cells, why.index) for v in (why.flat[:, 0], inputs))
+def top_overlap(first: Explanation, second: Explanation, k: int = 20) -> np.ndarray:
+    """Share of the `k` features with the largest |attribution| that two explanations share."""
+    sizes = (-np.abs(e.flat.reshape(-1, e.flat.shape[-1])) for e in (first, second))
+    a, b = (faithfulness.ranks(size) < k for size in sizes)
+    return (a & b).sum(1) / k
 
 
-def places(model: Experts, cells: MuData, seed: int = 0) -> tuple[np.ndarray, bool]:
-    """Where to draw cells `(n_cells, 2)`: in the tissue (True), or in a layout of their latent."""
-    if "spatial" in cells.obsm:
-        return np.asarray(cells.obsm["spatial"]), True
-    return summary.layout(model.get_latent_representation(cells), seed=seed)[0], False
+def stability(explanations: Sequence[Explanation]) -> float:
+    """Mean rank correlation over all pairs of explanations of the same cells by different models.
 
-
-def flows(model: Experts, cells: MuData, background: MuData, n_outputs: int = 20) -> pd.DataFrame:
-    """Share of |attribution| that each source has when a modality is predicted from all others.
-
-    Target × source, rows sum to 1. Explained are the `n_outputs` target features whose predictions
-    vary most.
+    A pair is compared on the features that both models use and the cells that both put into the
+    same group: what is explained is then the same.
     """
-    rows = {}
-    for target in model.modalities_:
-        sources = [m for m in model.modalities_ if m != target]
-        spread = model.translate(cells, target, sources, units="scaled").std(0)
-        names = model.transform_.features[target][np.argsort(-spread)[:n_outputs]]
-        asked = {"target": target, "outputs": list(names), "background": background}
-        why = attribute(model, cells, "gradient_x_input", **asked)
-        size = {m: np.abs(v).sum() for m, v in why.values.items()}
-        rows[target] = {m: float(v / max(sum(size.values()), 1e-12)) for m, v in size.items()}
-    return pd.DataFrame.from_dict(rows, orient="index").reindex(columns=model.modalities_)
+    pairs = [_alike(a, b) for i, a in enumerate(explanations) for b in explanations[:i]]
+    if not pairs:
+        raise ValueError("stability needs the explanations of at least two models")
+    scores = [faithfulness.spearman(a, b).mean() for a, b in pairs if len(a.cells)]
+    return float(np.mean(scores)) if scores else float("nan")
 
 
-def likeness_to_random(study: Study, model: Experts, background: MuData, n: int = 3) -> float:
-    """Mean rank correlation of explanations with those of models with random weights."""
-    asked = {"outputs": model.groups_, "background": background}
-    trained = attribute(model, study.cells, **asked)
-    random = [attribute(recovery.randomised(model, s), study.cells, **asked) for s in range(n)]
-    return float(np.mean([faithfulness.spearman(trained, other).mean() for other in random]))
+def _alike(first: Explanation, second: Explanation) -> tuple[Explanation, Explanation]:
+    """Two models' explanations cut to what is the same in both: cells in one group, features."""
+    rows = np.flatnonzero(np.asarray(first.groups) == np.asarray(second.groups))
+    features = {m: first.features[m].intersection(second.features[m]) for m in first.values}
+
+    def cut(e):
+        columns = {m: e.features[m].get_indexer(names) for m, names in features.items()}
+        values = {m: e.values[m][rows][:, :, columns[m]] for m in features}
+        return replace(e, values=values, features=features, cells=e.cells[rows])
+
+    return cut(first), cut(second)
+
+
+def match_experts(first, second, by: Sequence[str], n_permutations: int = 200, seed: int = 0):
+    """Pair the experts of two models of the same cells, all members', by whom they serve.
+
+    An expert's profile is its usage over (modality, patch, label), less what all experts have; two
+    profiles are compared by correlation and paired one to one for the largest sum (the Hungarian
+    algorithm).
+
+    Returns
+    -------
+    `similarity` (mean over pairs), `null` (mean of the same after the second model's labels and
+    patches are permuted: what pairing alone would find) and `p`.
+    """
+    rng, by = np.random.default_rng(seed), np.asarray(by, str)
+    labels = (by[:, None] == np.unique(by)).astype(float)
+    a, b = (np.einsum("nmpe,ng->empg", side_by_side(gates(r)), labels) for r in (first, second))
+    found, null, flat = _paired(a, b), [], b.reshape(len(b), -1)
+    for _ in range(n_permutations):
+        permuted = flat[:, rng.permutation(flat.shape[1])].reshape(b.shape)
+        null.append(_paired(a, permuted))
+    p = (1 + (np.asarray(null) >= found).sum()) / (1 + n_permutations)
+    return {"similarity": found, "null": float(np.mean(null)), "p": float(p)}
+
+
+def _paired(a: np.ndarray, b: np.ndarray) -> float:
+    profiles = []
+    for use in (a, b):
+        share = use / np.maximum(use.sum(0, keepdims=True), TINY)  # of each kind of token
+        share = share.reshape(len(use), -1)
+        share = share - share.mean(1, keepdims=True)
+        profiles.append(share / np.maximum(np.linalg.norm(share, axis=1, keepdims=True), 1e-12))
+    similarity = profiles[0] @ profiles[1].T
+    return float(similarity[linear_sum_assignment(similarity, maximize=True)].mean())

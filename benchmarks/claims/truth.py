@@ -10,13 +10,12 @@ import pandas as pd
 import torch
 from sklearn.linear_model import RidgeCV
 
+from benchmarks.claims import recovery
+from benchmarks.claims.study import Plan, cheap
 from scmoe.data import Split
-from scmoe.explain import recovery
+from scmoe.explain import METHODS, attribute, complete
 from scmoe.explain.answer import Answer
-from scmoe.explain.attribution import METHODS, PRIMARY, attribute
-from scmoe.explain.study import CHEAP, Plan, complete, few
 from scmoe.model import ScMoE
-from scmoe.networks import Experts
 from scmoe.record import Run
 
 GROUPS, EDGES = "group-defining features", "edges, protein → DNA"
@@ -25,53 +24,51 @@ SHUFFLED, RANDOM = "shuffled labels", "random weights"
 BACKBONES = ("linear", "bifurcating")
 
 
-def recovered(
-    model: ScMoE, split: Split, plan: Plan, seed: int = 0, shuffled: ScMoE | None = None
-) -> pd.DataFrame:
+def recovered(model, split: Split, plan: Plan, seed: int = 0, shuffled=None) -> pd.DataFrame:
     """How well methods find the truth of simulated cells: AUPRC, with chance in a column.
 
     Rows (what, by). Group-defining features: mean |attribution| to the own group over test cells.
     Edges: mean |attribution| of a regulator's protein to the target's accessibility, which is what
     the protein acts on. Beside: two other ways to sum up what the model says, correlation and
     coefficients of linear models of the training cells, and models that must recover nothing: one
-    with random weights, one of shuffled labels.
+    with random weights, one that learned `shuffled` labels.
     """
     truth, cells = split.train.uns["truth"], complete(split.test, plan.n_cells, seed)
-    background, few_cells = split.train, few(cells, plan.n_shap)
-    nothing = {RANDOM: recovery.randomised(model, seed), SHUFFLED: shuffled}
-    nothing = {name: other for name, other in nothing.items() if other is not None}
-    rows = {}
+    few, random = cells[: plan.n_shap], recovery.randomised(model, seed)
+    ours, sampled = cheap(model)[0], METHODS["shap_gradient"]
 
-    def groups(name, importance):
-        rows[GROUPS, name] = recovery.group_recovery(importance, truth["differs"])
+    def explained(model, cells, method, **options):
+        return attribute(model, cells, method, background=split.train, **options)
 
-    for method in CHEAP:
-        groups(METHODS[method], _of_groups(model, cells, background, method))
-    sampled = _of_groups(model, few_cells, background, "shap_gradient", budget=200)
-    groups(METHODS["shap_gradient"], sampled)
-    simple = recovery.simple_importance(model, split.train, split.train.obs[split.label_key])
-    for name in simple:
-        groups(name, simple[name])
-    groups(SIGNED, _of_groups(model, cells, background, PRIMARY, signed=True))
-    groups(PATTERN, _patterns(model, cells))
-    for name, other in nothing.items():
-        groups(name, _of_groups(other, cells, background, PRIMARY))
+    def own(*asked, **options):
+        return explained(*asked, **options).table()["own group"]
+
+    def edges(*asked, **options):
+        return explained(*asked, target="dna", source="protein", **options).table().loc["protein"]
+
+    groups = {METHODS[method]: own(model, cells, method) for method in cheap(model)}
+    groups[sampled] = own(model, few, "shap_gradient", budget=200)
+    simple = recovery.simple_scores(model, split.train, split.train.obs[split.label_key])
+    groups["correlation"] = simple["correlation"].abs().max(axis=1)
+    groups["logistic coefficients"] = simple["logistic coefficients"].abs().mean(axis=1)
+    why = explained(model, cells, ours)
+    groups[SIGNED] = why.table(why.groups, signed=True).abs().max(axis=1)
+    groups[PATTERN] = _patterns(model, cells)
+    groups[RANDOM] = own(random, cells, ours)
+    if shuffled is not None:
+        groups[SHUFFLED] = own(shuffled, cells, ours)
+    rows = {
+        (GROUPS, name): recovery.group_recovery(importance, truth["differs"])
+        for name, importance in groups.items()
+    }
     if {"protein", "dna"} <= set(model.modalities_):
-        by = {METHODS[PRIMARY]: _of_edges(model, cells, background, "gradient_x_input")}
-        shap = _of_edges(model, few(cells, 4), background, "shap_gradient", budget=50)
-        by |= {METHODS["shap_gradient"]: shap} | _simple_edges(model, split)
-        by[RANDOM] = _of_edges(nothing[RANDOM], cells, background, "gradient_x_input")
+        by = {METHODS[ours]: edges(model, cells, "gradient_x_input")}
+        by[sampled] = edges(model, few[:4], "shap_gradient", budget=50)
+        by |= _simple_edges(model, split)
+        by[RANDOM] = edges(random, cells, "gradient_x_input")
         for name, importance in by.items():
             rows[EDGES, name] = recovery.edge_recovery(importance, truth["edges"])
     return pd.DataFrame(list(rows.values()), pd.MultiIndex.from_tuples(rows, names=["what", "by"]))
-
-
-def _of_groups(model, cells, background, method, signed=False, **options) -> pd.Series:
-    """Mean |attribution| to the own group; signed: largest |mean| of a group's cells."""
-    why = attribute(model, cells, method, background=background, **options)
-    if signed:
-        return why.table(why.groups, signed=True).abs().max(axis=1)
-    return why.table()["own group"]
 
 
 def _patterns(model, cells) -> pd.Series:
@@ -85,13 +82,7 @@ def _patterns(model, cells) -> pd.Series:
     return pd.Series(size, pd.MultiIndex.from_tuples(pairs))
 
 
-def _of_edges(model, cells, background, method, **options) -> pd.DataFrame:
-    """Regulator's protein × target's accessibility."""
-    asked = {"target": "dna", "source": "protein", "background": background}
-    return attribute(model, cells, method, **asked, **options).table().loc["protein"]
-
-
-def _simple_edges(model: ScMoE, split: Split) -> dict[str, pd.DataFrame]:
+def _simple_edges(model, split: Split) -> dict[str, pd.DataFrame]:
     """|correlation| and |ridge coefficients| of proteins and accessibilities, training cells."""
     scaled = model.transform(split.train)
     x, y = (np.asarray(scaled[m].X, float) for m in ("protein", "dna"))
@@ -102,7 +93,7 @@ def _simple_edges(model: ScMoE, split: Split) -> dict[str, pd.DataFrame]:
 
 
 def recovery_study(
-    run: Run, plan: Plan, n_seeds: int = 5, backbones: Sequence[str] = BACKBONES
+    run: Run, plan: Plan, backbones: Sequence[str] = BACKBONES, part: str = "experts"
 ) -> pd.DataFrame:
     """`recovered` on networks and cells simulated anew, a model for each.
 
@@ -111,33 +102,28 @@ def recovery_study(
 
     Returns
     -------
-    Columns `backbone, seed, what, by, auprc, chance`.
+    By × `auprc` and `chance` "over networks of", what, backbone and seed.
     """
     tables = []
     for backbone in backbones:
-        for seed in range(n_seeds):
-            model, split = _fitted(*_simulated(run, backbone, seed))
-            shuffled = None
-            if seed == 0:
-                shuffled, _ = _fitted(*_simulated(run, backbone, seed, shuffle=True))
-            table = recovered(model, split, plan, seed, shuffled).reset_index()
-            tables.append(table.assign(backbone=backbone, seed=seed))
-    return pd.concat(tables, ignore_index=True)
+        for seed in range(plan.n_networks):
+            model, split = _fitted(run, backbone, seed, part)
+            shuffled = None if seed else _fitted(run, backbone, seed, part, shuffle=True)[0]
+            table = recovered(model, split, plan, seed, shuffled).unstack("what")
+            names = [f"{score} over networks of {what}, {backbone} {seed}" for score, what in table]
+            tables.append(table.set_axis(names, axis=1))
+    return pd.concat(tables, axis=1) if tables else pd.DataFrame()
 
 
-def _simulated(run: Run, backbone: str, seed: int, shuffle: bool = False) -> tuple[Run, Split]:
+def _fitted(run: Run, backbone: str, seed: int, part: str, shuffle: bool = False):
     name = f"{backbone}_{seed}" + "-shuffled" * shuffle
     extra = run.extra | {"backbone": backbone, "simulation": seed}
     other = replace(run, extra=extra, out_dir=run.out_dir / name, seconds={}, split=None)
     split = other.load()
     if shuffle:
         rng = np.random.default_rng(seed)
-        for part in (split.train, split.val):
-            labels = rng.permutation(part.obs[split.label_key].astype(str))
-            part.obs[split.label_key] = pd.Categorical(labels)
-    return other, split
-
-
-def _fitted(run: Run, split: Split) -> tuple[Experts, Split]:
-    model = run.fit(ScMoE(run.task, run.config(), run.seed), split, progress=False)
-    return model.experts, split
+        for cells in (split.train, split.val):
+            labels = rng.permutation(cells.obs[split.label_key].astype(str))
+            cells.obs[split.label_key] = pd.Categorical(labels)
+    model = other.fit(ScMoE(run.task, run.config(), run.seed), split, progress=False)
+    return getattr(model, part), split

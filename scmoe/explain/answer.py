@@ -24,6 +24,13 @@ from scmoe.networks import Features
 BATCH = 256  # cells explained together
 
 
+def complete(mdata: MuData, n: int, seed: int = 0) -> MuData:
+    """At most `n` cells that have every modality, drawn at random, in their order."""
+    has_all = np.logical_and.reduce([mdata.obs_names.isin(a.obs_names) for a in mdata.mod.values()])
+    rows = np.random.default_rng(seed).permutation(np.flatnonzero(has_all))[:n]
+    return mdata[np.sort(rows)]
+
+
 class Answer(nn.Module):
     """A model's answers about cells: `(B, F_1), (B, F_2), ... -> (B, K)`.
 

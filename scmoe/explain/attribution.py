@@ -31,7 +31,6 @@ METHODS = {
     "shap_gradient": "SHAP Gradient",
     "shap_permutation": "SHAP Permutation",
     "shap_kernel": "SHAP Kernel",
-    "shap_deep": "SHAP Deep",
 }
 BUDGETS = {"integrated_gradients": 32, "shap_gradient": 200, "shap_permutation": 10}
 
@@ -147,7 +146,7 @@ def attribute(
     source
         Modalities to read; default all but the target.
     background
-        Training cells that say what a typical cell is. SHAP Gradient and Deep draw from them; the
+        Training cells that say what a typical cell is. SHAP Gradient draws from them; the
         other methods use their mean, for which the training mean that the model stores will do.
     budget
         Steps (integrated gradients), samples (SHAP Gradient), permutations (SHAP Permutation) or

@@ -4,17 +4,16 @@ A concept is a set of cells held against others: a state, a batch, a region of t
 pseudotime, or cells in which a programme of features is high. A linear probe on the tokens of one
 modality tells whether the concept can be read there (its accuracy on held-out cells), and in which
 direction (the concept activation vector, CAV). The derivative of a group's centred logit along that
-direction tells whether the network uses it. Tokens are taken before attention, or after attention
-and before the experts: what lies between there and the answer is not linear, so that cells can
-differ in their derivatives. The linear part has no tokens: logits here are the experts' own.
-Tokens of all members stand side by side.
+direction tells whether the network uses it. Tokens are taken before the experts of the last layer:
+what lies between there and the answer is not linear, so that cells can differ in their derivatives.
+The linear part has no tokens: logits here are the experts' own. Tokens of all members stand side by
+side.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -27,7 +26,6 @@ from sklearn.model_selection import StratifiedKFold
 from scmoe.explain.answer import Answer
 from scmoe.explain.gradients import captured
 
-Place = Literal["before", "after"]
 FEWEST = 8  # cells on either side of a concept, below which no probe is fitted
 RIDGE = 100.0  # penalty of the probe on standardised token coordinates
 
@@ -86,13 +84,13 @@ class Concept:
         return Concept("random", shows, lacks)
 
 
-def tokens(model, mdata: MuData, place: Place = "after") -> np.ndarray:
-    """Tokens of every cell `(n_cells, M, P, K*d)`, before the first layer or before experts."""
+def tokens(model, mdata: MuData) -> np.ndarray:
+    """Tokens of every cell before the experts, `(n_cells, M, P, K*d)`."""
     parts, part = [], getattr(model, "experts", model)
     for batch in part.tensors(mdata).batches(256):
         with captured(part.network_.eval()) as seen, torch.no_grad():
             part.network_.encode(batch.x, batch.present)
-        parts.append(_beside(seen["embedded" if place == "before" else "stream"][-1]))
+        parts.append(_beside(seen["stream"][-1]))
     return np.concatenate(parts)
 
 
@@ -103,13 +101,13 @@ def _beside(values) -> np.ndarray:
     return moved.reshape(*moved.shape[:-2], -1)
 
 
-def gradients(model, mdata: MuData, groups: Sequence[str], place: Place = "after") -> np.ndarray:
+def gradients(model, mdata: MuData, groups: Sequence[str]) -> np.ndarray:
     """Gradients of the groups' centred logits at the tokens, `(n_groups, n_cells, M, P, K*d)`."""
     answer, parts = Answer(getattr(model, "experts", model), outputs=groups), []
     for x, present in answer.batches(mdata):
         with captured(answer.network) as seen:
             out = answer(*(values.requires_grad_() for values in x), present=present)
-        at = seen["embedded" if place == "before" else "stream"][-1]
+        at = seen["stream"][-1]
         grads = [torch.autograd.grad(k.sum(), at, retain_graph=True)[0] for k in out.T]
         parts.append(_beside(torch.stack(grads)))
     return np.concatenate(parts, axis=1)
@@ -173,7 +171,6 @@ def concept_scores(
     mdata: MuData,
     concepts: Sequence[Concept],
     groups: Sequence[str] | None = None,
-    place: Place = "after",
     n_random: int = 100,
     seed: int = 0,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -193,22 +190,22 @@ def concept_scores(
 
     Returns
     -------
-    Probes: `concept, modality, place, accuracy` (balanced, held out), `random` (mean of random
-    concepts), `p`, `q`. Uses: `concept, modality, place, group, tcav` (share of the group's
+    Probes: `concept, modality, accuracy` (balanced, held out), `random` (mean of random
+    concepts), `p`, `q`. Uses: `concept, modality, group, tcav` (share of the group's
     predicted cells whose answer grows along the concept), `sensitivity` (mean cosine of gradient
     and concept), and `p` and `q` of the sensitivity, two-sided.
     """
     predicted = model.predict(mdata)["group"].to_numpy()
     groups = sorted(set(predicted)) if groups is None else list(groups)
-    acts = _flat(tokens(model, mdata, place))  # (n, M, P*d)
-    grads = _unit(_flat(gradients(model, mdata, groups, place)))  # (G, n, M, P*d)
+    acts = _flat(tokens(model, mdata))  # (n, M, P*d)
+    grads = _unit(_flat(gradients(model, mdata, groups)))  # (G, n, M, P*d)
     rng = np.random.default_rng(seed)
     found, uses = [], []
     for concept in concepts:
         null = [concept.at_random(rng) for _ in range(n_random)]
         for i, modality in enumerate(model.modalities_):
             accuracy, vectors = probes(acts[:, i], [concept, *null], seed)
-            at = {"concept": concept.name, "modality": modality, "place": place}
+            at = {"concept": concept.name, "modality": modality}
             held = {"accuracy": accuracy[0], "random": accuracy[1:].mean()}
             found.append(at | held | {"p": tail(accuracy[0], accuracy[1:])})
             for k, group in enumerate(groups):

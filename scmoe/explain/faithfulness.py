@@ -188,26 +188,6 @@ def sensitivity(
         ).numpy(force=True)  # fmt: skip
 
 
-def additivity_error(
-    model, mdata: MuData, explanation: Explanation, background: MuData | None = None
-) -> np.ndarray:
-    """Gap between a cell's attributions' sum and the answer they should add up to, as a share.
-
-    They should sum to the answer less the baseline's: the mean answer of `background`, or the
-    answer about the training mean. Relative to the mean size of that difference over cells.
-    """
-    answer = Answer(model)
-    x = torch.cat(answer.inputs(mdata), 1)
-    if background is None:
-        base = _answers(answer, torch.cat(answer.means())[None])
-    else:
-        base = _answers(answer, torch.cat(answer.inputs(background), 1)).mean(0, keepdim=True)
-    out = _answers(answer, x)
-    wanted = (out - base).gather(1, out.argmax(1, keepdim=True))[:, 0].cpu().numpy()
-    gap = explanation.flat[:, 0].sum(1) - wanted
-    return gap / max(np.abs(wanted).mean(), 1e-12)
-
-
 def spearman(first: Explanation, second: Explanation) -> np.ndarray:
     """Rank correlation of two explanations of the same cells and answers, one value per cell."""
     a, b = (rankdata(e.flat.reshape(-1, e.flat.shape[-1]), axis=1) for e in (first, second))

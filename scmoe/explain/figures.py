@@ -14,7 +14,7 @@ from scmoe.plot import figure
 COLOURS = {  # Paul Tol's bright and vibrant schemes: ours in blues, SHAP's in reds and yellow
     PRIMARY: "#332288", "gradient_x_input": "#4477AA", "integrated_gradients": "#66CCEE",
     "routing": "#228833", "shap_gradient": "#EE6677", "shap_permutation": "#AA3377",
-    "shap_kernel": "#CCBB44", "shap_deep": "#EE7733", "random": FAINT,
+    "shap_kernel": "#CCBB44", "random": FAINT,
 }  # fmt: skip
 
 
@@ -61,14 +61,16 @@ def heatmap(table: pd.DataFrame, title: str, label: str, signed: bool = False,
 
     `label` says what colour means, with its unit; `signed` has colours on both sides of zero.
     """
-    fig, axes = figure(title, height=1.5 + 0.27 * len(table))
+    names = [str(name) for name in table]
+    turned = sum(len(name) + 2 for name in names) > 62
+    height = 1.5 + 0.27 * len(table) + 0.08 * turned * max(map(len, names))
+    fig, (ax,) = figure(title, height=height)
     high = max(np.nanmax(np.abs(table.to_numpy(float)), initial=0), 1e-9)
     look = {"cmap": "RdBu_r" if signed else SHARES, "vmin": -high * signed, "vmax": high}
-    sns.heatmap(table, ax=axes[0], annot=table.shape[1] <= 12, fmt=f".{digits}f", linewidths=0.5,
+    sns.heatmap(table, ax=ax, annot=table.shape[1] <= 12, fmt=f".{digits}f", linewidths=0.5,
                 annot_kws={"size": 9}, cbar_kws={"label": label}, **look)  # fmt: skip
-    turned = sum(len(str(name)) + 2 for name in table) > 62
-    axes[0].tick_params(axis="x", rotation=90 if turned else 0, length=0)
-    axes[0].tick_params(axis="y", rotation=0, length=0)
+    ax.tick_params(axis="x", rotation=90 * turned, length=0)
+    ax.tick_params(axis="y", rotation=0, length=0)
     return fig
 
 

@@ -98,15 +98,11 @@ def _through_experts(layer, stream: Tensor, at_tokens: Tensor) -> list[Tensor]:
 
 @contextmanager
 def captured(network):
-    """Collect parts of the graph, a list entry for each pass: tokens `embedded` before the first
-    layer, the last layer's residual `stream` before its experts, and what these made of it,
-    `mixed`; all `(K, B, M, P, d)`.
+    """Collect parts of the graph, a list entry for each pass: the last layer's residual `stream`
+    before its experts, and what these made of it, `mixed`; both `(K, B, M, P, d)`.
     """
-    layer, seen = network.layers[-1], {"embedded": [], "stream": [], "mixed": []}
+    layer, seen = network.layers[-1], {"stream": [], "mixed": []}
     hooks = [
-        network.layers[0].register_forward_pre_hook(
-            lambda _, args: seen["embedded"].append(args[0])
-        ),
         layer.norm2.register_forward_hook(lambda _, args, out: seen["stream"].append(args[0])),
         layer.experts.register_forward_hook(lambda _, args, out: seen["mixed"].append(out)),
     ]

@@ -118,34 +118,6 @@ def dominant_expert(routing: AnnData, modality: str, member: int = 0) -> np.ndar
     return np.where(per_cell.sum(1) > 0, per_cell.argmax(1).astype(str), "")
 
 
-@torch.no_grad()
-def attention_blocks(model, mdata: MuData) -> pd.DataFrame:
-    """How much attention tokens of a modality (rows) give to each modality (columns).
-
-    Mean over members, cells, heads and query tokens of the first layer; a row sums to 1. Evenly
-    spread attention would give each of a cell's modalities the same.
-
-    Raises
-    ------
-    ValueError
-        If the network has no attention.
-    """
-    model = getattr(model, "experts", model)
-    if not model.config.model.attention:
-        raise ValueError("This network has no attention: its tokens meet in the group head alone.")
-    network, names = model.network_.eval(), model.modalities_
-    m, p, total, count = len(names), network.n_patches, 0.0, 0
-    for batch in model.tensors(mdata).batches(128):
-        encoded = network.encode(batch.x, batch.present)
-        mask = network.attention_mask(encoded.present, "joint")
-        weights = network.layers[0].attention(encoded.embedded, mask)  # (K*B, T, T)
-        weights = weights.unflatten(0, encoded.present.shape[:2]).mean(0)
-        blocks, there = weights.view(-1, m, p, m, p).sum(4).mean(2), encoded.present[0]  # (B, M, M)
-        total = total + (blocks * there[..., None]).sum(0)
-        count = count + there.sum(0)[:, None]
-    return pd.DataFrame((total / count).numpy(force=True), names, names)
-
-
 def without_expert(model, expert: int):
     """Give a copy of the model in which an expert of the last layer adds nothing; routes stay.
 

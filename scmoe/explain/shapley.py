@@ -2,56 +2,36 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import warnings
-
 import numpy as np
 import shap
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 
 def explain(answer, mdata, method, background, own, budget, seed, progress) -> list[np.ndarray]:
     """Attributions by one of SHAP's explainers: per source `(n_cells, n_outputs, F)`.
 
-    Gradient: expected gradients (Erion et al. 2021). Deep: DeepLIFT's rules, of which SHAP has none
-    for layer norm, attention and experts, so that its sums need not come out right here (see
-    `scmoe.explain.faithfulness.additivity_error`). Permutation and Kernel ask the model alone.
+    Gradient: expected gradients (Erion et al. 2021). Permutation and Kernel ask the model alone.
+    SHAP Deep is not among them: it has no rules for layer norm, attention and experts.
     """
     x = answer.inputs(mdata)
     cells = tqdm(range(len(x[0])), "explaining", unit="cell", disable=not progress, leave=False)
     cells = ([values[i : i + 1] for values in x] for i in cells)
-    if method in ("shap_gradient", "shap_deep"):
-        if background is None:
-            raise ValueError(f"{method} draws from background cells: pass background=split.train")
-        reference = answer.inputs(background)
-        return _by_backward_passes(answer, cells, method, reference, own, budget, seed)
-    return _by_questions(answer, cells, method, answer.means(background), own, budget, seed)
-
-
-def _by_backward_passes(answer, cells, method, reference, own, budget, seed) -> list[np.ndarray]:
-    if method == "shap_gradient":
-        explainer = shap.GradientExplainer(answer, reference, batch_size=max(budget, 50))
-        options = {"nsamples": budget, "rseed": seed}
-    else:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # "unrecognized nn.Module", once a kind
-            explainer = shap.DeepExplainer(_Single(answer), reference)
-        options = {"check_additivity": False}
-    if own:
-        options["ranked_outputs"] = 1
+    if method != "shap_gradient":
+        return _by_questions(answer, cells, method, answer.means(background), own, budget, seed)
+    if background is None:
+        raise ValueError(f"{method} draws from background cells: pass background=split.train")
+    reference = answer.inputs(background)
+    explainer = shap.GradientExplainer(answer, reference, batch_size=max(budget, 50))
+    options = {"nsamples": budget, "rseed": seed, "ranked_outputs": 1 if own else None}
     parts = []
-    for x in cells:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            values = explainer.shap_values(x, **options)
+    for cell in cells:
+        values = explainer.shap_values(cell, **options)
         values = values[0] if own else values
         values = values if isinstance(values, list) else [values]
         # (1, F, K), or (1, F) for a single answer
-        values = [np.asarray(v, np.float32).reshape(1, x[j].shape[1], -1)
-                  for j, v in enumerate(values)]  # fmt: skip
+        values = [np.asarray(v, np.float32).reshape(1, n, -1)
+                  for v, n in zip(values, answer.widths, strict=True)]  # fmt: skip
         parts.append([v.transpose(0, 2, 1) for v in values])
     return [np.concatenate(part) for part in zip(*parts, strict=True)]
 
@@ -95,14 +75,3 @@ def _as_function(answer, column: int | None):
         return (out if column is None else out[:, column]).double().cpu().numpy()
 
     return ask
-
-
-class _Single(torch.nn.Module):
-    """All answers as they are; hides the answer's own attributes from SHAP's module search."""
-
-    def __init__(self, answer):
-        super().__init__()
-        self.answer = answer
-
-    def forward(self, *x: Tensor) -> Tensor:
-        return self.answer(*x)
