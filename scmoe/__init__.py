@@ -1,6 +1,7 @@
 """Sparse mixture of experts for multi-modal single-cell data: measured, explained, compared."""
 
 from scmoe import baselines, data, paper
+from scmoe.claim import claim
 from scmoe.config import Config, ModelConfig, TrainConfig, preset
 from scmoe.metrics import evaluate
 from scmoe.model import ScMoE
@@ -10,8 +11,9 @@ __all__ = [
     "Config",
     "ModelConfig",
     "ScMoE",
-    "baselines",
     "TrainConfig",
+    "baselines",
+    "claim",
     "data",
     "evaluate",
     "paper",

@@ -17,6 +17,11 @@ COLUMNS = [
     "dataset", "data_source", "protocol", "method", "task", "fold", "seed", "modalities",
     "metric", "target_modality", "source_modality", "value",
 ]  # fmt: skip
+NAMES = {  # metric: its title, in the order in which tables have them
+    "accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "macro_f1": "macro F1",
+    "ari": "ARI", "nmi": "NMI", "ece": "calibration error", "r2": "R²", "r2_median": "median R²",
+    "pearson": "correlation", "auroc": "AUROC", "auprc": "AUPRC",
+}  # fmt: skip
 CHUNK = 2048  # cells (or features, for ranks) held dense at a time
 
 
@@ -208,6 +213,62 @@ def evaluate(model, mdata: MuData, label_key: str | None = None) -> pd.DataFrame
         **model.info_, method=model.method, modalities="+".join(modalities or model.modalities_)
     )
     return table[COLUMNS]
+
+
+def wide(records: pd.DataFrame) -> pd.DataFrame:
+    """Give one row per method: its group metrics, and translation metrics averaged over pairs.
+
+    Best accuracy first, then best R². A method that read some of several modalities says which.
+    """
+    read = records[records["task"] != "translation"].groupby("method")["modalities"].unique()
+    full = {method: max(names, key=len) for method, names in read.items() if len(names) > 1}
+    rows = zip(records["method"], records["modalities"], strict=True)
+    names = [m if full.get(m, used) == used else f"{m} of {used}" for m, used in rows]
+    table = records.assign(method=names)
+    table = table.pivot_table(index="method", columns="metric", values="value", aggfunc="mean")
+    table = table.reindex(columns=[name for name in NAMES if name in table])
+    table = table.rename_axis(index=None, columns=None)
+    return table.sort_values([c for c in ("accuracy", "r2") if c in table], ascending=False)
+
+
+def pairs(records: pd.DataFrame, metric: str = "r2") -> pd.DataFrame:
+    """Give one metric of every translation: (target, source) × method.
+
+    No rows, and every method, where there is one modality.
+    """
+    place = ["target_modality", "source_modality"]
+    table = records[records["metric"] == metric].drop_duplicates([*place, "method"])
+    table = table.set_index([*place, "method"])["value"].astype(float).unstack("method")
+    table = table.rename_axis(index=["target", "source"], columns=None)
+    return table.reindex(columns=records["method"].unique())
+
+
+def grids(records: pd.DataFrame, metric: str = "r2") -> dict[str, pd.DataFrame]:
+    """Give, for each method that translates, a table target × source; NaN on the diagonal."""
+    table = pairs(records, metric).dropna(axis=1, how="all")
+    order = table.index.get_level_values("target").unique()
+    wide = {name: column.unstack().reindex(index=order) for name, column in table.items()}
+    return {n: t[order].rename_axis(index=None, columns=None) for n, t in wide.items()}
+
+
+def error(ours: float, theirs: float, n_cells: int) -> float:
+    """Standard error of the difference between two accuracies on the same cells.
+
+    That of independent methods: methods that err on the same cells differ by less.
+    """
+    return float(np.sqrt((ours * (1 - ours) + theirs * (1 - theirs)) / n_cells))
+
+
+def matched(truth, clusters) -> np.ndarray:
+    """Name each cluster after the group that it matches best, one cluster to one group.
+
+    So that most cells agree (the Hungarian algorithm); clusters left over are `cluster <n>`.
+    """
+    truth, clusters = np.asarray(truth, str), np.asarray(clusters, str)
+    counts = pd.crosstab(clusters, truth)
+    rows, columns = linear_sum_assignment(counts.to_numpy(), maximize=True)
+    names = {counts.index[r]: counts.columns[c] for r, c in zip(rows, columns, strict=True)}
+    return np.array([names.get(cluster, f"cluster {cluster}") for cluster in clusters])
 
 
 def _translation_scores(model, mdata, scaled, target, source) -> dict[str, float]:

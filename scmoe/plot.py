@@ -11,34 +11,28 @@ import pandas as pd
 from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from pandas.api.types import is_numeric_dtype
 
 from scmoe.colours import (
     FAINT,
     INK,
     SHARES,
     TOL_MUTED,
+    group_colours,
     in_order,
     method_colour,
     modality_colour,
     title_of,
 )
+from scmoe.metrics import NAMES
 
 WIDTH = 6.6  # inches: with 11 pt text still legible on a phone's 350 pixels
 MARKERS = "osD^vPX<>"
-TRACES = [("train", "training", "--", FAINT), ("val", "validation", "-", "#332288")]
-_mark = ""  # said in every figure's title, set by style()
+TRACES = [("", "training", "--", FAINT), ("val_", "held out", "-", "#332288")]
 
 
-def style(mark: str = "") -> None:
-    """Set up all figures made from here on: sizes, colours, sharp output in notebooks.
-
-    Parameters
-    ----------
-    mark
-        Words for every title, such as `"stand-in data"`; empty for none.
-    """
-    global _mark
-    _mark = mark
+def style() -> None:
+    """Set up all figures made from here on: sizes, colours, sharp output in notebooks."""
     mpl.rcParams.update(
         {
             "font.size": 11, "axes.titlesize": 11, "axes.labelsize": 11, "legend.fontsize": 10,
@@ -57,19 +51,20 @@ def style(mark: str = "") -> None:
         return
 
 
-def scores(table: pd.DataFrame, panels: Mapping[str, str], title: str) -> Figure:
-    """Draw methods beside each other: one dot per method and panel.
+def scores(table: pd.DataFrame, metrics: Sequence[str], title: str) -> Figure:
+    """Draw methods beside each other: one dot per method, one panel per metric that was scored.
 
     Parameters
     ----------
     table
-        Methods in rows, best first; one column per panel, NaN where a method has no such score.
-    panels
-        Column -> title of its panel.
+        Methods in rows, best first; metrics in columns (`scmoe.metrics.wide`). A method with none
+        of the metrics is left out.
     """
-    fig, axes = _panels(title, 1, len(panels), height=0.7 + 0.36 * len(table), sharey=True)
+    table = table.reindex(columns=[m for m in metrics if m in table]).dropna(how="all")
+    fig, axes = figure(title, 1, table.shape[1], height=0.7 + 0.36 * len(table), sharey=True)
     rows = np.arange(len(table))[::-1]
-    for ax, (column, words) in zip(axes, panels.items(), strict=True):
+    for ax, column in zip(axes, table, strict=True):
+        words = NAMES.get(column, column)
         values = table[column].to_numpy(float)
         low = min(0.0, np.nanmin(values, initial=0.0))
         high = max(np.nanmax(values, initial=0.0), 0.1)
@@ -90,40 +85,32 @@ def scores(table: pd.DataFrame, panels: Mapping[str, str], title: str) -> Figure
     return fig
 
 
-def differences(table: pd.DataFrame, title: str) -> Figure:
-    """Draw differences with their intervals, a panel per task; right of the line is better.
+def standings(tables: Mapping[str, pd.DataFrame], title: str) -> Figure:
+    """Draw how far each method (rows) is behind the best of each set (columns), a panel per task.
 
     Parameters
     ----------
-    table
-        One row per dot: `task` (the panel), `name` (the line), `against` (colour and shape),
-        `difference`, `low` and `high` (NaN: no interval). At most four different `against`.
+    tables
+        Task -> method × set: mean score, NaN (grey) where a method did not take part.
     """
-    tasks, names, rivals = (list(table[c].unique()) for c in ("task", "name", "against"))
-    height = 1.3 + 0.12 * len(names) * (len(rivals) + 0.5)
-    fig, axes = _panels(title, 1, len(tasks), height=height, sharey=True)
-    for ax, task in zip(axes, tasks, strict=True):
-        ax.axvline(0, color="#bbbbbb", lw=1, zorder=0)
-        shown = table[table["task"] == task]
-        looks = zip(rivals, ["#CC6677", "#332288", "#999933", "#777777"], "oDs^", strict=False)
-        for i, (rival, colour, marker) in enumerate(looks):
-            part = shown[shown["against"] == rival]
-            rows = part["name"].map(names.index) + (i + 1) / (len(rivals) + 1) - 0.5
-            ax.hlines(rows, part["low"], part["high"], colors=colour, lw=1.2)
-            ax.scatter(part["difference"], rows, c=colour, marker=marker, s=16, label=rival)
-        reach = 1.5 * shown["difference"].abs().max()
-        ax.set(title=task, xlim=(-reach, reach), ylim=(len(names) - 0.5, -0.5))
-        ax.set_yticks(range(len(names)), [fill(name, 20) for name in names], fontsize=8)
-        ax.hlines(np.arange(len(names) - 1) + 0.5, -reach, reach, color="#eeeeee", lw=0.8)
-        ax.locator_params("x", nbins=3)
-        ax.tick_params(axis="y", length=0)
-    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center")
+    rows = [len(table) for table in tables.values()]
+    fig, axes = figure(title, len(tables), height=2.4 + 0.2 * sum(rows), height_ratios=rows)
+    for ax, (task, table) in zip(axes, tables.items(), strict=True):
+        behind = table.max() - table
+        table = table.loc[behind.mean(axis=1).sort_values().index, in_order(table)]
+        behind = behind.reindex_like(table)
+        mesh = heat(ax, behind, 0, 0.2, behind.eq(0).replace({True: "●", False: ""}), size=7)
+        ax.set(title=task, facecolor="#d8d8d8")
+        ax.tick_params(labelsize=8)
+        ax.tick_params(axis="x", rotation=90, labelbottom=ax is axes[-1])
+    fig.colorbar(mesh, ax=list(axes), label="behind the best of the set", extend="max", shrink=0.5)
     return fig
 
 
 def group_sizes(table: pd.DataFrame, title: str) -> Figure:
     """Draw how many cells each group (rows) has in each part (columns), stacked."""
-    fig, (ax,) = _panels(title, height=1.3 + 0.21 * len(table))
+    table = table.fillna(0).loc[in_order(table.index)]
+    fig, (ax,) = figure(title, height=1.3 + 0.21 * len(table))
     rows, left = np.arange(len(table))[::-1], np.zeros(len(table))
     for column, colour in zip(table, ["#BBBBBB", "#77AADD", "#EE8866", "#EEDD88"], strict=False):
         ax.barh(rows, table[column], 0.8, left, label=column, color=colour)
@@ -140,8 +127,8 @@ def batches(table: pd.DataFrame, held_out: Sequence[str], title: str) -> Figure:
     `held_out` are the batches of the test cells. A cross marks a group that a batch lacks.
     """
     share = 100 * table / table.sum()
-    fig, (ax,) = _panels(title, height=1.3 + 0.24 * len(table))
-    mesh = _heat(ax, share, 0, max(share.to_numpy().max(), 1))
+    fig, (ax,) = figure(title, height=1.3 + 0.24 * len(table))
+    mesh = heat(ax, share, 0, max(share.to_numpy().max(), 1))
     for row, column in np.argwhere(table.to_numpy() == 0):
         ax.text(column + 0.5, row + 0.5, "×", ha="center", va="center", color=FAINT, fontsize=9)
     names = [f"{b}\n{table[b].sum():,} cells{' (test)' * (b in held_out)}" for b in table]
@@ -151,164 +138,137 @@ def batches(table: pd.DataFrame, held_out: Sequence[str], title: str) -> Figure:
     return fig
 
 
-def training_curves(history: pd.DataFrame, best: int, title: str) -> Figure:
-    """Draw the losses of training and validation cells by epoch.
+def training_curves(history: pd.DataFrame, title: str) -> Figure:
+    """Draw the losses of training cells and of cells held out, by epoch; one panel per loss.
 
     Parameters
     ----------
     history
-        One row per epoch (the index): columns `train <part>` and `val <part>`. One panel per part.
-    best
-        The epoch whose weights were kept; a vertical line.
+        As `scmoe.ScMoE.history_` has it: `epoch`, losses, and `val_` losses.
     """
-    parts = list(dict.fromkeys(column.split(" ", 1)[1] for column in history))
+    losses = history.set_index("epoch").dropna(axis=1, how="all")
+    losses = losses.drop(columns=["watched", "improved"], errors="ignore")
+    parts = [name for name in losses if not name.startswith("val_")]
     n_rows = -(-len(parts) // 3)
-    fig, axes = _panels(title, n_rows, min(len(parts), 3), height=0.9 + 2.1 * n_rows)
+    fig, axes = figure(title, n_rows, min(len(parts), 3), height=0.9 + 2.1 * n_rows)
     for ax, part in zip(axes, parts, strict=False):
         for prefix, words, line, colour in TRACES:
-            if (column := f"{prefix} {part}") in history:
-                values = history[column].dropna()
-                ax.plot(values.index, values, line, color=colour, label=words,
-                        marker="o" if len(values) < 3 else None)  # fmt: skip
-        ax.axvline(best, color="#CC6677", lw=1, zorder=0, label="epoch kept")
-        ax.set(title=part, xlabel="epoch")
+            if (column := f"{prefix}{part}") in losses:
+                ax.plot(losses.index, losses[column], line, color=colour, label=words,
+                        marker="o" if len(losses) < 3 else None)  # fmt: skip
+        kind, _, modality = part.partition(" ")
+        words = {"decoder": "translation to", "gate": "load balance"}.get(kind, kind)
+        ax.set(title=f"{words} {title_of(modality)}".strip(), xlabel="epoch")
     for ax in axes[len(parts) :]:
         ax.set_visible(False)
     axes[0].set_ylabel("loss")
-    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return fig
 
 
-def confusion(truth, predicted, title: str, order: Sequence[str] | None = None) -> Figure:
+def confusion(truth, predicted, title: str) -> Figure:
     """Draw which groups (rows, true) are taken for which (columns, predicted).
 
-    Colour is the share of the true group's cells, and the numbers are cells. `order` puts the
-    columns in order (default: the rows' order, then what else was predicted).
+    Colour is the share of the true group's cells, and the numbers are cells. Columns have the
+    rows' order; what else was predicted comes last.
     """
     table = pd.crosstab(np.asarray(truth, str), np.asarray(predicted, str))
     rows = in_order(table.index)
-    columns = [c for c in (order if order is not None else rows) if c in table]
+    columns = [c for c in rows if c in table]
     table = table.loc[rows, columns + in_order(set(table) - set(columns))]
     share = table.div(table.sum(1), axis=0)
     many = len(table) > 14
-    fig, (ax,) = _panels(title, height=1.6 + (0.2 if many else 0.32) * len(table))
-    _heat(ax, share, 0, 1, table.replace(0, "").astype(str), size=8 if many else 10)
+    fig, (ax,) = figure(title, height=1.6 + (0.2 if many else 0.32) * len(table))
+    heat(ax, share, 0, 1, table.replace(0, "").astype(str), size=8 if many else 10)
     ax.set(ylabel="true group", xlabel="predicted group")
     ax.tick_params(axis="x", rotation=90, labelsize=9 if many else 10)
     ax.tick_params(axis="y", labelsize=9 if many else 10)
     return fig
 
 
-def embedding(xy: np.ndarray, truth, predicted, colours: Mapping[str, str], title: str,
-              right=None, behind=None) -> Figure:  # fmt: skip
-    """Draw cells twice: coloured by their true group and by the predicted one.
+def cells(xy: np.ndarray, panels: Mapping[str, Sequence], title: str, behind=None,
+          outlined=None, tissue: bool = False) -> Figure:  # fmt: skip
+    """Draw cells in the plane, once per panel: coloured by a group each has, or by a number.
 
     Parameters
     ----------
     xy
-        `(n_cells, 2)`, without units.
-    truth, predicted
-        Group of each cell; `predicted` in the names of `colours` too.
-    colours
-        Group -> colour; other groups are grey.
-    right
-        `(n_cells,)` of bool: False is ringed in the right panel. Default: none is.
+        `(n_cells, 2)`, without units; in a `tissue`, column and row of pixels, rows downwards.
+    panels
+        Title of a panel -> group of each cell (text), or a number each.
     behind
         `(n, 2)`: further cells, drawn as small grey dots behind.
-    """
-    fig, axes = _panels(title, 1, 2, height=3.5 + _legend_height(colours))
-    for ax, labels, words in zip(axes, (truth, predicted), ("truth", "prediction"), strict=True):
-        if behind is not None:
-            ax.scatter(*behind.T, s=5, color="#d8d8d8", linewidths=0, rasterized=len(behind) > 3000)
-        _scatter(ax, xy, labels, colours)
-        ax.set(title=words, xticks=[], yticks=[], xlabel="t-SNE 1")
-        for spine in ax.spines.values():
-            spine.set_visible(False)
-    axes[0].set_ylabel("t-SNE 2")
-    if right is not None and not np.all(right):
-        wrong = ~np.asarray(right, bool)
-        axes[1].scatter(*xy[wrong].T, s=46, facecolors="none", edgecolors=INK, linewidths=0.9)
-        axes[1].set_title("prediction (ringed: wrong)")
-    _legend(fig, colours, [*truth, *predicted])
-    return fig
-
-
-def tissue_map(positions: np.ndarray, panels: Mapping[str, Sequence], colours: Mapping[str, str],
-               title: str, outlined=None) -> Figure:  # fmt: skip
-    """Draw tissue pixels where they lie, once per panel.
-
-    Parameters
-    ----------
-    positions
-        `(n_cells, 2)`: column and row of each pixel, any unit; drawn with rows downwards.
-    panels
-        Title of a panel -> group of each pixel (empty string: not drawn).
     outlined
-        `(n_cells,)` of bool: pixels with a dark edge, such as the test cells.
+        `(n_cells,)` of bool: cells with a dark edge, such as the test cells.
     """
-    fig, axes = _panels(title, 1, len(panels), height=3.4 + _legend_height(colours), sharey=True)
-    steps = np.diff(np.unique(positions[:, 0]))
-    pitch = np.median(steps[steps > 1e-9]) if (steps > 1e-9).any() else 1.0
-    extent = np.ptp(positions, axis=0).max() / pitch + 1
-    size = (72 * 0.9 * min(WIDTH / len(panels), 3.2) / extent) ** 2  # points²: pixels just touch
-    edges = np.zeros(len(positions), bool) if outlined is None else np.asarray(outlined, bool)
-    for ax, (words, labels) in zip(axes, panels.items(), strict=True):
-        labels = np.asarray(labels, str)
-        shown = labels != ""
-        face = np.array([colours.get(label, FAINT) for label in labels])
-        for part, edge in ((shown & ~edges, "none"), (shown & edges, INK)):
-            ax.scatter(
-                *positions[part].T,
-                s=size,
-                c=face[part],
-                marker="s",
-                edgecolors=edge,
-                linewidths=0.9,
-            )
-        ax.set(title=words, xticks=[], yticks=[], aspect="equal")
+    named = {words for words, values in panels.items() if not is_numeric_dtype(np.asarray(values))}
+    colours = group_colours({str(value) for words in named for value in panels[words]})
+    n_columns = int(np.clip(68 // (max(map(len, colours), default=1) + 4), 1, 7))
+    height = 0.9 + min(0.9 * WIDTH / len(panels), 3.0) + 0.2 * -(-len(colours) // n_columns)
+    fig, axes = figure(title, 1, len(panels), height=height, sharex=True, sharey=True)
+    size = _pixel_size(xy, len(panels)) if tissue else np.clip(9000 / max(len(xy), 1), 2, 26)
+    edges = np.where(np.zeros(len(xy), bool) if outlined is None else outlined, INK, "none")
+    for ax, (words, values) in zip(axes, panels.items(), strict=True):
+        if behind is not None:
+            ax.scatter(*behind.T, s=5, color="#d8d8d8", linewidths=0, rasterized=len(behind) > 1000)
+        look = {"s": size, "linewidths": 0.9, "rasterized": len(xy) > 1000}
+        if words in named:
+            values = np.asarray(values, str)
+            for i, (group, colour) in enumerate(colours.items()):
+                here, shape = values == group, "s" if tissue else MARKERS[i % len(MARKERS)]
+                ax.scatter(*xy[here].T, c=colour, marker=shape, ec=edges[here], **look)
+        else:
+            shape = "s" if tissue else "o"
+            dots = ax.scatter(*xy.T, c=values, cmap="cividis", marker=shape, ec=edges, **look)
+            fig.colorbar(dots, ax=ax, shrink=0.6)
+        ax.set(title=fill(words, 64 // len(panels)), xticks=[], yticks=[])
+        ax.set(aspect="equal") if tissue else ax.set_box_aspect(1)
         ax.spines[:].set_visible(False)
-    axes[0].invert_yaxis()
-    _legend(fig, colours, [label for labels in panels.values() for label in labels], marker="s")
+    if tissue:
+        axes[0].invert_yaxis()
+    handles = [
+        mpl.lines.Line2D([], [], ls="", color=colour, label=group, ms=6,
+                         marker="s" if tissue else MARKERS[i % len(MARKERS)])
+        for i, (group, colour) in enumerate(colours.items())
+    ]  # fmt: skip
+    if handles:
+        fig.legend(handles=handles, loc="outside lower center", ncols=n_columns, fontsize=9.5,
+                   handletextpad=0.1, columnspacing=0.9)  # fmt: skip
     return fig
 
 
-def trajectory(xy: np.ndarray, groups, pseudotime, colours: Mapping[str, str], title: str,
-               axes_names=("PC 1", "PC 2")) -> Figure:  # fmt: skip
-    """Draw simulated cells along their trajectory: by group and, where it is known, by time."""
-    n_panels = 1 if pseudotime is None else 2
-    fig, axes = _panels(title, 1, n_panels, height=3.4 + _legend_height(colours), sharey=True)
-    _scatter(axes[0], xy, groups, colours)
-    axes[0].set(title="group", ylabel=axes_names[1])
-    if pseudotime is not None:
-        dots = axes[1].scatter(*xy.T, c=pseudotime, s=12, cmap="cividis", linewidths=0)
-        axes[1].set(title="simulated time", box_aspect=1)
-        fig.colorbar(dots, ax=axes[1], label="simulated time", shrink=0.8)
-    for ax in axes:
-        ax.set_xlabel(axes_names[0])
-    _legend(fig, colours, groups)
-    return fig
+def _pixel_size(xy: np.ndarray, n_panels: int) -> float:
+    """Area of a marker, in points², at which neighbouring pixels just touch."""
+    steps = np.diff(np.unique(xy[:, 0]))
+    pitch = np.median(steps[steps > 1e-9]) if (steps > 1e-9).any() else 1.0
+    extent = np.ptp(xy, axis=0).max() / pitch + 1
+    return (72 * 0.9 * min(WIDTH / n_panels, 3.2) / extent) ** 2
 
 
-def translation_heatmap(
-    panels: Mapping[str, pd.DataFrame], title: str, label: str = "R²"
-) -> Figure:
+def translation_heatmap(tables: Mapping[str, pd.DataFrame], title: str, label: str = "R²"):
     """Draw how well each modality (rows) is predicted from each other one (columns), per method.
 
     Parameters
     ----------
-    panels
-        Method -> table target × source; NaN where there is no such pair.
+    tables
+        Method -> table target × source, NaN where there is no such pair (`scmoe.metrics.grids`).
+
+    Returns
+    -------
+    The figure; None without tables, as where there is one modality.
     """
-    high = max(max(np.nanmax(table.to_numpy(), initial=0) for table in panels.values()), 0.1)
-    n = len(next(iter(panels.values())))
-    fig, axes = _panels(
-        title, 1, len(panels), height=1.2 + 2.0 * n / (n + 1) + 0.25 * n, sharey=True
+    if not tables:
+        return None
+    high = max(max(np.nanmax(table.to_numpy(), initial=0) for table in tables.values()), 0.1)
+    n = len(next(iter(tables.values())))
+    fig, axes = figure(
+        title, 1, len(tables), height=1.2 + 2.0 * n / (n + 1) + 0.25 * n, sharey=True
     )
-    for ax, (method, table) in zip(axes, panels.items(), strict=True):
+    for ax, (method, table) in zip(axes, tables.items(), strict=True):
         words = table.map(lambda value: "–" if np.isnan(value) else f"{value:.2f}")
         named = table.rename(index=title_of, columns=title_of)
-        mesh = _heat(ax, named, 0, high, words)
-        ax.set_title(fill(method, 56 // len(panels)), color=method_colour(method), weight="bold")
+        mesh = heat(ax, named, 0, high, words)
+        ax.set_title(fill(method, 56 // len(tables)), color=method_colour(method), weight="bold")
         ax.set_xlabel("from (source)")
         ax.set_xticks(
             np.arange(n) + 0.5, named.columns, rotation=35, ha="right", rotation_mode="anchor"
@@ -318,20 +278,23 @@ def translation_heatmap(
     return fig
 
 
-def expert_usage(usage: Mapping[str, pd.DataFrame], title: str) -> Figure:
+def expert_usage(usage: pd.DataFrame, title: str) -> Figure:
     """Draw which experts (columns) serve which groups (rows), one panel per modality.
 
     Parameters
     ----------
     usage
-        Modality -> table group × expert; a row holds shares of gate weight and sums to 1.
+        (modality, group) × expert; a row holds shares of gate weight and sums to 1
+        (`scmoe.explain.routing.usage`).
     """
-    n_rows = len(next(iter(usage.values())))
+    tables = {m: part.droplevel(0) for m, part in usage.groupby(level=0, sort=False)}
+    n_rows = usage.index.get_level_values(1).nunique()
     size = 9 if n_rows > 14 else 10
-    fig, axes = _panels(title, 1, len(usage), height=1.3 + 0.2 * max(n_rows, 5), sharey=True)
-    high = max(table.to_numpy().max() for table in usage.values())
-    for ax, (modality, table) in zip(axes, usage.items(), strict=True):
-        mesh = _heat(ax, table, 0, high)
+    fig, axes = figure(title, 1, len(tables), height=1.3 + 0.2 * max(n_rows, 5), sharey=True)
+    high = usage.to_numpy().max()
+    for ax, (modality, table) in zip(axes, tables.items(), strict=True):
+        table = table.loc[in_order(table.index)]
+        mesh = heat(ax, table, 0, high)
         ax.set_title(title_of(modality), color=modality_colour(modality), weight="bold")
         ax.set_xlabel("expert")
         every = max(1, table.shape[1] // 5)
@@ -341,15 +304,15 @@ def expert_usage(usage: Mapping[str, pd.DataFrame], title: str) -> Figure:
     return fig
 
 
-def _panels(title: str, n_rows=1, n_columns=1, height=3.0, **options):
+def figure(title: str, n_rows=1, n_columns=1, height=3.0, **options):
     """Make a figure of the book's width, and its axes in a flat array."""
     fig = Figure(figsize=(WIDTH, height), layout="constrained")
     axes = fig.subplots(n_rows, n_columns, squeeze=False, **options)
-    fig.suptitle(f"{title}\n({_mark})" if _mark else title)
+    fig.suptitle(fill(title, 70))
     return fig, axes.ravel()
 
 
-def _heat(ax: Axes, table: pd.DataFrame, low, high, words=None, size=10):
+def heat(ax: Axes, table: pd.DataFrame, low, high, words=None, size=10):
     """Draw a table as coloured cells, first row on top; `words` go into the cells."""
     values = np.ma.masked_invalid(table.to_numpy(float))
     mesh = ax.pcolormesh(
@@ -366,43 +329,3 @@ def _heat(ax: Axes, table: pd.DataFrame, low, high, words=None, size=10):
             ax.text(column + 0.5, row + 0.5, words.iat[row, column], ha="center", va="center",
                     fontsize=size, color="white" if dark else INK)  # fmt: skip
     return mesh
-
-
-def _scatter(ax: Axes, xy, labels, colours) -> None:
-    """Draw cells coloured by group; groups without a colour are grey, below the others."""
-    labels = np.asarray(labels, str)
-    size = np.clip(9000 / max(len(xy), 1), 2, 26)
-    other = ~np.isin(labels, list(colours))
-    options = {"s": size, "linewidths": 0, "rasterized": len(xy) > 3000}
-    ax.scatter(*xy[other].T, color=FAINT, marker="x", **(options | {"linewidths": 0.8}))
-    for i, (group, colour) in enumerate(colours.items()):
-        ax.scatter(
-            *xy[labels == group].T, color=colour, marker=MARKERS[i % len(MARKERS)], **options
-        )
-    ax.set_box_aspect(1)
-
-
-def _legend(fig: Figure, colours, present, marker=None) -> None:
-    """Put a legend of the groups that are drawn below the panels."""
-    present, handles = set(map(str, present)), []
-    for i, (group, colour) in enumerate(colours.items()):
-        if group in present:
-            shape = marker or MARKERS[i % len(MARKERS)]
-            handles.append(
-                mpl.lines.Line2D([], [], ls="", marker=shape, color=colour, label=group, ms=6)
-            )
-    if present - set(colours) - {""}:
-        handles.append(
-            mpl.lines.Line2D([], [], ls="", marker="x", color=FAINT, label="other", ms=6)
-        )
-    fig.legend(handles=handles, loc="outside lower center", fontsize=9.5,
-               ncols=min(_columns(colours), len(handles)),
-               handletextpad=0.1, columnspacing=0.9)  # fmt: skip
-
-
-def _columns(names) -> int:
-    return int(np.clip(68 // (max(map(len, names), default=1) + 4), 1, 7))
-
-
-def _legend_height(names) -> float:
-    return 0.2 * -(-len(names) // _columns(names))

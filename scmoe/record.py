@@ -88,7 +88,7 @@ class Run:
     extra: dict = field(default_factory=dict, repr=False)
     split: data.Split | None = field(default=None, repr=False)
     seconds: dict[str, float] = field(default_factory=dict, repr=False)
-    trained: str = field(default="nothing", repr=False)
+    trained: str = field(default="in the notebook", repr=False)
     started: float = field(default_factory=time.perf_counter, repr=False)
 
     def __post_init__(self):

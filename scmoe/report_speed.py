@@ -11,9 +11,9 @@ import pandas as pd
 from IPython.display import HTML, Markdown
 from matplotlib.figure import Figure
 
-from scmoe import plot, report
+from scmoe import page, plot
 from scmoe.colours import FAINT, INK, METHODS
-from scmoe.plot import _panels
+from scmoe.plot import figure
 
 RESULTS = Path(__file__).resolve().parents[1] / "benchmarks" / "results"
 AMX = RESULTS / "amx"  # measured on a processor that multiplies in bf16 itself
@@ -57,7 +57,7 @@ def origin(found: dict[str, dict]) -> HTML:
         lines.append("<strong>No GPU was to be had</strong>: its tables are empty.")
     if not found:
         lines.append("No benchmark has run yet: <code>make bench</code>.")
-    return report.box("<br>".join(lines), "scmoe-speed", "gpu" not in found)
+    return page.box("<br>".join(lines), "scmoe-speed", "gpu" not in found)
 
 
 def takeaway(found: dict[str, dict], amx: dict[str, dict]) -> Markdown:
@@ -103,7 +103,7 @@ def table(found: dict[str, dict], caption: str) -> HTML | Markdown:
         rows[name] = rows[name].replace(TITLES).fillna("–")
     for name in rows.select_dtypes("number"):
         rows[name] = rows[name].map(_short)
-    return report.table(rows.set_index(rows.columns[0]).rename_axis(None), caption)
+    return page.table(rows.set_index(rows.columns[0]).rename_axis(None), caption)
 
 
 def _short(value: float) -> str:
@@ -127,7 +127,7 @@ def epochs(found: dict[str, dict]) -> Figure | Markdown:
     if not len(rows):
         return _missing(EPOCHS)
     rows = rows[rows["row"] != "naive"]
-    fig, (ax,) = _panels("An epoch: plain implementation / ours", height=2.8)
+    fig, (ax,) = figure("An epoch: plain implementation / ours", height=2.8)
     names = list(dict.fromkeys(rows["preset"]))
     kinds = rows["row"].nunique()
     for number, (row, part) in enumerate(rows.groupby("row", sort=False)):
@@ -152,7 +152,7 @@ def quality(found: dict[str, dict]) -> Figure | Markdown:
     if not len(rows):
         return _missing(QUALITY)
     sets = list(dict.fromkeys(rows["data"]))
-    fig, axes = _panels(
+    fig, axes = figure(
         "Seconds to the plain implementation's final validation accuracy",
         1, len(sets), height=2.6, sharey=True,
     )  # fmt: skip

@@ -227,6 +227,7 @@ def _solve(model, Z, labels, n_groups) -> tuple[np.ndarray, np.ndarray]:
         return weights, bias if len(seen) else np.zeros(n_groups)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # the least loss decides, not the last
+        warnings.filterwarnings("ignore", message="Only one sample available")  # a rare group
         model.fit(Z, labels)
     coef, intercept = model.coef_.T, model.intercept_
     if len(seen) == 2:  # scikit-learn gives the second group's logit only

@@ -1,24 +1,17 @@
 """Why a model says what it says: which features, experts and concepts its answers rest on."""
 
-from scmoe.explain import concepts, faithfulness, recovery, routing
-from scmoe.explain.attribution import (
-    METHODS,
-    PRIMARY,
-    Attributions,
-    Explanation,
-    attribute,
-    compare_attributions,
-)
+from scmoe.explain import concepts, faithfulness, figures, routing
+from scmoe.explain.answer import complete
+from scmoe.explain.attribution import METHODS, PRIMARY, Explanation, attribute
 
 __all__ = [
     "METHODS",
     "PRIMARY",
-    "Attributions",
     "Explanation",
     "attribute",
-    "compare_attributions",
+    "complete",
     "concepts",
     "faithfulness",
-    "recovery",
+    "figures",
     "routing",
 ]

@@ -14,14 +14,21 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from mudata import MuData
+from scipy.sparse import issparse
 from torch import Tensor, nn
 
 from scmoe.baselines.linear import HEAD_COMPONENTS, KERNEL_COMPONENTS
 from scmoe.data import DataError
 from scmoe.networks import Features
-from scmoe.nn.cells import Cells
 
 BATCH = 256  # cells explained together
+
+
+def complete(mdata: MuData, n: int, seed: int = 0) -> MuData:
+    """At most `n` cells that have every modality, drawn at random, in their order."""
+    has_all = np.logical_and.reduce([mdata.obs_names.isin(a.obs_names) for a in mdata.mod.values()])
+    rows = np.random.default_rng(seed).permutation(np.flatnonzero(has_all))[:n]
+    return mdata[np.sort(rows)]
 
 
 class Answer(nn.Module):
@@ -30,7 +37,7 @@ class Answer(nn.Module):
     Parameters
     ----------
     model
-        A fitted `scmoe.ScMoE`.
+        A fitted `scmoe.ScMoE`, or one of its parts.
     target
         `"group"`, or the modality that is translated to.
     outputs
@@ -52,13 +59,9 @@ class Answer(nn.Module):
     ):
         super().__init__()
         self.model = model
-        parts = {
-            "experts": getattr(model, "experts", model),
-            "linear": getattr(model, "linear", None),
-        }
-        if not hasattr(parts["experts"], "network_"):
-            parts = {"experts": None, "linear": model}
-        self.experts, self.linear = parts["experts"], parts["linear"]
+        ours = getattr(model, "experts", model)
+        self.experts = ours if hasattr(ours, "network_") else None
+        self.linear = getattr(model, "linear", model if self.experts is None else None)
         self.network = None if self.experts is None else self.experts.network_.eval()
         self.device = torch.device("cpu" if self.network is None else self.network.position.device)
         names = model.modalities_
@@ -73,100 +76,88 @@ class Answer(nn.Module):
         self.outputs = known if outputs is None else [str(name) for name in outputs]
         self.columns = _index(known, self.outputs, "output")
 
-    def forward(self, *x: Tensor, present: Tensor | None = None) -> Tensor:
-        """Answers `(B, K)`; `present` `(B, M)` bool, default every source of every cell."""
-        return self._answers(self._mixed, x, present)
+    def forward(self, *x: Tensor, present: Tensor | None = None, linear: bool = True) -> Tensor:
+        """Answers `(B, K)`, or without `linear` what the experts alone contribute to them.
 
-    def network_part(self, *x: Tensor, present: Tensor | None = None) -> Tensor:
-        """What the experts alone would answer, `(B, K)`, weighed as the model weighs them."""
-        return self._answers(self._by_experts, x, present)
-
-    def _answers(self, of, x, present) -> Tensor:
-        """Answers of `of(z, subset)`, which is given the scores of cells with these modalities."""
-        full, present = self._arguments(x, present)
-        z = [None if v is None else self._scores(i, v) for i, v in enumerate(full)]
+        `present` `(B, M)` bool; default every source of every cell.
+        """
+        z, present = self.scores(x, present)
+        tell = self._groups if self.target is None else self._translation
         out = x[0].new_zeros(len(x[0]), len(self.columns))
         for pattern in present.unique(dim=0):
             subset = tuple(pattern.nonzero()[:, 0].tolist())
-            if not subset:
-                continue
-            rows = (present == pattern).all(1).nonzero()[:, 0]
-            told = of([None if v is None else v[rows] for v in z], subset)
-            out = out.index_put((rows,), told)
+            if subset:
+                rows = (present == pattern).all(1).nonzero()[:, 0]
+                told = tell([None if v is None else v[rows] for v in z], subset, linear)
+                out = out.index_put((rows,), told)
         return out
 
-    def _scores(self, i: int, x: Tensor) -> Tensor:
-        """What the parts read of scaled features `(B, F)`: components, or features themselves."""
-        its = self.model.components_[self.model.modalities_[i]]
-        if isinstance(its, Features):
-            return x
-        mean, axes = self._map(i)
-        return (x - mean) @ axes.T / its.scale
+    def scores(self, x: Sequence[Tensor], present: Tensor | None) -> tuple[list, Tensor]:
+        """What the parts read, by modality `(B, q)` or None, and what each cell has `(B, M)`."""
+        names, z = self.model.modalities_, [None] * len(self.model.modalities_)
+        read = torch.zeros(len(names), dtype=torch.bool, device=x[0].device)
+        read[self.sources] = True
+        for i, values in zip(self.sources, x, strict=True):
+            its = self.model.components_[names[i]]
+            z[i] = values
+            if not isinstance(its, Features):
+                z[i] = (values - self._tensor(its.mean)) @ self._tensor(its.axes).T / its.scale
+        return z, read.expand(len(x[0]), -1) if present is None else present & read
 
-    def _map(self, i: int) -> tuple[Tensor, Tensor]:
-        its = self.model.components_[self.model.modalities_[i]]
-        return self._tensor(its.mean), self._tensor(its.axes)
+    def network_inputs(self, z: list) -> list:
+        """Scores as the network reads them, `(1, B, q)` by modality."""
+        sizes = self.network.n_features
+        return [None if v is None else v[None, :, :n] for v, n in zip(z, sizes, strict=True)]
 
-    def _tensor(self, values: np.ndarray) -> Tensor:
-        return torch.as_tensor(np.asarray(values, np.float32), device=self.device)
+    def _groups(self, z: list, subset: tuple[int, ...], linear: bool) -> Tensor:
+        w = self._weight()
+        logs = z[subset[0]].new_zeros(len(z[subset[0]]), len(self.model.groups_))
+        if w > 0:
+            logs = logs + w * self._expert_groups(self.network_inputs(z), subset)
+        if linear and w < 1:
+            logs = logs + (1 - w) * self._linear_groups(z, subset)
+        logs = logs + self._tensor(self.model.rare_)
+        return (logs - logs.mean(1, keepdim=True))[:, self.columns]
 
-    def _weight(self, source: int | None) -> float:
-        """What the experts count for."""
-        if self.experts is None or self.linear is None:
-            return float(self.experts is not None)
-        names = self.model.modalities_
-        return self.model.weight(*([] if source is None else [names[self.target], names[source]]))
-
-    def _by_experts(self, z: list, subset: tuple[int, ...]) -> Tensor:
-        return self._told(z, subset, lambda w, ours, other: w * ours, linear=False)
-
-    def _mixed(self, z: list, subset: tuple[int, ...]) -> Tensor:
-        return self._told(z, subset, lambda w, ours, other: w * ours + (1 - w) * other)
-
-    def _told(self, z, subset, mix, linear: bool = True) -> Tensor:
-        """Answers of both parts to cells that have the modalities `subset`, put together."""
-        if self.target is None:
-            w = self._weight(None)
-            ours = self._expert_groups(z, subset) if w > 0 else 0.0
-            other = self._linear_groups(z, subset) if linear and w < 1 else 0.0
-            total = mix(w, ours, other)
-            if linear:
-                total = total + self._tensor(self.model.rare_)
-            return self._centred(total)
+    def _translation(self, z: list, subset: tuple[int, ...], linear: bool) -> Tensor:
         names, target = self.model.modalities_, self.model.modalities_[self.target]
         shares = self.model.shares(target, [names[j] for j in subset])
-        total = 0.0
-        for share, j in zip(shares, subset, strict=True):
-            w = self._weight(j)
-            ours = self._expert_pair(z[j], j) if w > 0 else 0.0
-            other = self._linear_pair(z[j], j) if linear and w < 1 else 0.0
-            total = total + float(share) * mix(w, ours, other)
         its = self.model.components_[target]
+        total = z[subset[0]].new_zeros(len(z[subset[0]]), its.n_told)
+        for share, j in zip(shares, subset, strict=True):
+            w, told = self._weight(target, names[j]), 0.0
+            if w > 0:
+                told = w * self._expert_pair(z, j)
+            if linear and w < 1:
+                told = told + (1 - w) * self._linear_pair(z[j], target, names[j])
+            total = total + float(share) * told
         if isinstance(its, Features):
             return total[:, self.columns]
-        mean, axes = self._map(self.target)
-        told = its.scale * total @ axes[: total.shape[1], self.columns]
-        return told + mean[self.columns] if linear else told
+        told = its.scale * total @ self._tensor(its.axes)[: total.shape[1], self.columns]
+        return told + self._tensor(its.mean)[self.columns] if linear else told
 
-    def _expert_groups(self, z: list, subset: tuple[int, ...]) -> Tensor:
-        read = [
-            None if v is None else v[None, :, : self.network.n_features[i]] for i, v in enumerate(z)
-        ]
+    def _weight(self, *pair: str) -> float:
+        """What the experts count for: in groups, or in one (target, source)."""
+        if self.experts is None or self.linear is None:
+            return float(self.experts is not None)
+        return self.model.weight(*pair)
+
+    def _expert_groups(self, x: list, subset: tuple[int, ...]) -> Tensor:
         if self.experts.published:
-            shown = torch.zeros(1, len(z[subset[0]]), len(z), dtype=torch.bool, device=self.device)
+            shape = 1, x[subset[0]].shape[1], len(x)
+            shown = torch.zeros(shape, dtype=torch.bool, device=self.device)
             shown[..., list(subset)] = True
-            return self.network.group_logits(self.network.encode(read, shown))[0]
-        views = self.experts.views_of_members(read, subset)
+            return self.network.group_logits(self.network.encode(x, shown))[0]
+        views = self.experts.views_of_members(x, subset)
         logs = views.logsumexp(1) - math.log(views.shape[1])  # (views, B, C)
-        weights = self._tensor(self.experts.fusion_.get(subset, np.full(len(logs), 1 / len(logs))))
-        return torch.einsum("v,vbc->bc", weights, logs).log_softmax(1)
+        return self._fused(logs, self.experts.fusion_.get(subset))
 
-    def _expert_pair(self, z: Tensor, source: int) -> Tensor:
-        read = z[None, :, : self.network.n_features[source]]
-        there = torch.ones(1, len(z), dtype=torch.bool, device=self.device)
-        told = self.network.translate(read, there, self.target, source).mean(0)
-        n = self.model.components_[self.model.modalities_[self.target]].n_told
-        return nn.functional.pad(told, (0, n - told.shape[1]))
+    def _expert_pair(self, z: list, source: int) -> Tensor:
+        x = self.network_inputs(z)[source]
+        there = torch.ones(1, x.shape[1], dtype=torch.bool, device=self.device)
+        told = self.network.translate(x, there, self.target, source).mean(0)
+        n_told = self.model.components_[self.model.modalities_[self.target]].n_told
+        return nn.functional.pad(told, (0, n_told - told.shape[1]))
 
     def _linear_groups(self, z: list, subset: tuple[int, ...]) -> Tensor:
         logs = []
@@ -175,55 +166,44 @@ class Answer(nn.Module):
                 inputs = torch.cat([z[i][:, :HEAD_COMPONENTS] for i in head.reads], 1)
                 logits = inputs @ self._tensor(head.weights) + self._tensor(head.bias)
                 logs.append(logits.log_softmax(1))
-        weights = self.linear.fusion_.get(subset, np.full(len(logs), 1 / len(logs)))
-        total = torch.einsum("v,vbc->bc", self._tensor(weights), torch.stack(logs))
-        return total.log_softmax(1)
+        return self._fused(torch.stack(logs), self.linear.fusion_.get(subset))
 
-    def _linear_pair(self, z: Tensor, source: int) -> Tensor:
-        names = self.model.modalities_
-        linear, *kernels, bias = self.linear.maps_[names[self.target], names[source]]
+    def _fused(self, logs: Tensor, weights: np.ndarray | None) -> Tensor:
+        """Views `(V, B, C)` weighed into one, `(B, C)`."""
+        weights = np.full(len(logs), 1 / len(logs)) if weights is None else weights
+        return torch.einsum("v,vbc->bc", self._tensor(weights), logs).log_softmax(1)
+
+    def _linear_pair(self, z: Tensor, target: str, source: str) -> Tensor:
+        linear, *kernels, bias = self.linear.maps_[target, source]
         total = z @ self._tensor(linear) + self._tensor(bias)
-        for kernel, q, weights in zip(
-            self.linear.kernels_[names[source]], KERNEL_COMPONENTS, kernels, strict=True
-        ):
+        maps = zip(self.linear.kernels_[source], KERNEL_COMPONENTS, kernels, strict=True)
+        for kernel, q, weights in maps:
             landmarks = self._tensor(kernel.components_)
             squared = (z[:, None, :q] - landmarks).square().sum(2)
             root = self._tensor(kernel.normalization_).T @ self._tensor(weights)
             total = total + torch.exp(-kernel.gamma * squared) @ root
         return total
 
-    def opinion(self, *x: Tensor, present: Tensor | None = None) -> Tensor:
-        """The experts' own centred group log-odds `(B, K)`, however much the model uses them."""
-        return self._answers(
-            lambda z, subset: self._centred(self._expert_groups(z, subset)), x, present
-        )
+    def _tensor(self, values: np.ndarray) -> Tensor:
+        return torch.as_tensor(np.asarray(values, np.float32), device=self.device)
 
-    def _arguments(self, x, present):
-        n_modalities = len(self.model.modalities_)
-        full: list = [None] * n_modalities
-        for i, values in zip(self.sources, x, strict=True):
-            full[i] = values
-        read = torch.zeros(n_modalities, dtype=torch.bool, device=x[0].device)
-        read[self.sources] = True
-        present = read.expand(len(x[0]), -1) if present is None else present & read
-        return full, present
+    # --- cells ---
 
-    def _centred(self, logits: Tensor) -> Tensor:
-        return (logits - logits.mean(1, keepdim=True))[:, self.columns]
-
-    def batches(self, mdata: MuData, size: int = BATCH):
+    def batches(self, mdata: MuData):
         """Cells as `(x, present)`: dense features `(B, F)` of each source, and `(B, M)` bool."""
-        x, has = self.model._matrices(mdata, self.modalities)
-        present = np.zeros((mdata.n_obs, len(self.model.modalities_)), bool)
-        for i, name in zip(self.sources, self.modalities, strict=True):
-            present[:, i] = has[name]
-        cells = Cells(
-            [x[name] for name in self.modalities], present[:, self.sources], device=self.device
-        )
-        for start in range(0, mdata.n_obs, size):
-            rows = torch.arange(start, min(start + size, mdata.n_obs))
-            there = torch.as_tensor(present[rows.numpy()], device=self.device)
-            yield [v[0] for v in cells.batch(rows[None]).x], there
+        scaled = self.model.transform_.transform(mdata, self.modalities)
+        rows = [scaled[m].obs_names.get_indexer(mdata.obs_names) for m in self.modalities]
+        shape = mdata.n_obs, len(self.model.modalities_)
+        present = torch.zeros(shape, dtype=torch.bool, device=self.device)
+        for i, at in zip(self.sources, rows, strict=True):
+            present[:, i] = torch.as_tensor(at >= 0)
+        for start in range(0, mdata.n_obs, BATCH):
+            here, x = slice(start, start + BATCH), []
+            for name, at in zip(self.modalities, rows, strict=True):
+                values = scaled[name].X[np.maximum(at[here], 0)]
+                values = values.toarray() if issparse(values) else np.asarray(values)
+                x.append(self._tensor(np.where(at[here, None] < 0, 0, values)))
+            yield x, present[here]
 
     def inputs(self, mdata: MuData) -> list[Tensor]:
         """All cells at once, for methods that need every source of every cell.

@@ -8,19 +8,16 @@ of the training cells (a missing feature is an average one).
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-import psutil
 import torch
 from mudata import MuData
-from scipy.stats import spearmanr
+from tqdm import tqdm
 
 from scmoe.explain import gradients, shapley
 from scmoe.explain.answer import Answer
@@ -34,7 +31,6 @@ METHODS = {
     "shap_gradient": "SHAP Gradient",
     "shap_permutation": "SHAP Permutation",
     "shap_kernel": "SHAP Kernel",
-    "shap_deep": "SHAP Deep",
 }
 BUDGETS = {"integrated_gradients": 32, "shap_gradient": 200, "shap_permutation": 10}
 
@@ -53,9 +49,10 @@ class Explanation:
         Names.
     groups
         Predicted group of each cell.
-    seconds, peak_mb
-        What explaining took: processor seconds (which other work on the machine does not stretch)
-        and growth of resident memory; on a GPU, seconds by the clock and allocated memory.
+    inputs
+        Modality -> `(n_cells, n_features)`: the features that were read, scaled.
+    seconds
+        Of the processor, which other work on the machine does not stretch; on a GPU, by the clock.
     shares, share_names
         Expert-resolved only: modality -> `(n_shares, n_cells, n_outputs, n_features)`; the sum over
         shares is `values`. Shares are the linear part, the networks' residual streams (no expert)
@@ -70,8 +67,8 @@ class Explanation:
     cells: pd.Index
     groups: np.ndarray | None
     budget: int | None = None
+    inputs: dict[str, np.ndarray] | None = None
     seconds: float = 0.0
-    peak_mb: float = 0.0
     shares: dict[str, np.ndarray] | None = None
     share_names: list[str] = field(default_factory=list)
 
@@ -136,7 +133,7 @@ def attribute(
     Parameters
     ----------
     model
-        A fitted `scmoe.ScMoE`.
+        A fitted `scmoe.ScMoE`, or one of its parts: `model.experts`, `model.linear`.
     mdata
         Cells as measured.
     method
@@ -149,7 +146,7 @@ def attribute(
     source
         Modalities to read; default all but the target.
     background
-        Training cells that say what a typical cell is. SHAP Gradient and Deep draw from them; the
+        Training cells that say what a typical cell is. SHAP Gradient draws from them; the
         other methods use their mean, for which the training mean that the model stores will do.
     budget
         Steps (integrated gradients), samples (SHAP Gradient), permutations (SHAP Permutation) or
@@ -175,114 +172,48 @@ def attribute(
         raise ValueError(f"unknown method {method!r}; known: {', '.join(METHODS)}")
     answer = Answer(model, target, outputs, source)
     own = target == "group" and outputs is None
-    return explain_answer(answer, mdata, method, own, background, budget, seed, progress)
-
-
-def explain_answer(
-    answer: Answer,
-    mdata: MuData,
-    method: str = PRIMARY,
-    own: bool = False,
-    background: MuData | None = None,
-    budget: int | None = None,
-    seed: int = 0,
-    progress: bool = False,
-) -> Explanation:
-    """Explain a question that is put already; `own`: each cell's largest answer alone."""
     budget = BUDGETS.get(method) if budget is None else budget
     shares, names = None, []
-    with _metered(answer.device) as cost:
-        if method in gradients.EXPLAINERS:
-            explainer = gradients.EXPLAINERS[method]
-            parts = explainer(answer, mdata, background, own, budget, progress)
+    with _clock(answer.device) as seconds:
+        if method in gradients.METHODS:
+            explain = gradients.explainer(method, answer, mdata, background, budget)
+            choose = gradients.own_group if own else gradients.every
+            batches = tqdm(answer.batches(mdata), "explaining", disable=not progress, leave=False)
+            parts = [[v.detach().cpu().numpy() for v in explain(x, present, choose)]
+                     for x, present in batches]  # fmt: skip
             shares = [np.concatenate(part, axis=1) for part in zip(*parts, strict=True)]
             values = [part.sum(0) for part in shares]
-            names = gradients.share_names(answer) if len(shares[0]) > 1 else []
+            names = gradients.share_names(answer) if method == PRIMARY else []
         else:
-            explainer = shapley.EXPLAINERS[method]
-            values = explainer(answer, mdata, background, own, budget, seed, progress)
-    model, read = answer.model, answer.modalities
+            values = shapley.explain(answer, mdata, method, background, own, budget, seed, progress)
+    read = answer.modalities
+    inputs = [torch.cat(parts).numpy(force=True)
+              for parts in zip(*(x for x, _ in answer.batches(mdata)), strict=True)]  # fmt: skip
     return Explanation(
         method=method,
-        target="group" if answer.target is None else model.modalities_[answer.target],
+        target=target,
         outputs=["own group"] if own else answer.outputs,
         values=dict(zip(read, values, strict=True)),
         features={m: model.transform_.features[m] for m in read},
         cells=mdata.obs_names,
-        groups=model.predict(mdata)["group"].to_numpy() if answer.target is None else None,
+        groups=model.predict(mdata)["group"].to_numpy() if target == "group" else None,
         budget=budget,
-        seconds=cost[0],
-        peak_mb=cost[1],
+        inputs=dict(zip(read, inputs, strict=True)),
+        seconds=seconds[0],
         shares=dict(zip(read, shares, strict=True)) if names else None,
         share_names=names,
     )
 
 
-# --- SHAP beside one backward pass ---
-
-
-class Attributions(NamedTuple):
-    """Two explanations of the same cells."""
-
-    shares: pd.DataFrame  # (modality, feature) x method: mean |value|, as a share of its sum
-    seconds: dict[str, float]  # by method, for all cells
-    agreement: float  # Spearman correlation of the two columns of shares
-    n_cells: int
-
-
-def compare_attributions(
-    model, cells: MuData, background: MuData, n_samples: int = 100, seed: int = 0
-) -> Attributions:
-    """Explain the same cells' groups by SHAP Gradient and by the primary method, and time both.
-
-    Parameters
-    ----------
-    cells, background
-        Cells as measured, with every modality of the model; training cells for the background.
-    n_samples
-        Points per cell that SHAP draws.
-    """
-    shares, seconds = {}, {}
-    for name, method in {"SHAP": "shap_gradient", "gradient × input": PRIMARY}.items():
-        why = attribute(
-            model, cells, method, background=background, seed=seed,
-            budget=n_samples if name == "SHAP" else None,
-        )  # fmt: skip
-        size = why.table()["own group"]
-        shares[name], seconds[name] = size / max(size.sum(), np.finfo(float).tiny), why.seconds
-    table = pd.DataFrame(shares).sort_values("SHAP", ascending=False)
-    agreement = float(spearmanr(*(table[name] for name in table)).statistic)
-    return Attributions(table, seconds, agreement, cells.n_obs)
-
-
-# --- cost ---
-
-
 @contextmanager
-def _metered(device):
-    """Fill a list with seconds and growth of memory in MB, when the block is left."""
-    cuda = device.type == "cuda"
-    process, cost, peak, done = psutil.Process(), [], [0], threading.Event()
-
-    def watch():
-        while not done.wait(0.01):
-            peak[0] = max(peak[0], process.memory_info().rss)
-
-    if cuda:
+def _clock(device):
+    """Put the seconds that a block takes into a list when it is left."""
+    clock, seconds = time.process_time, []
+    if device.type == "cuda":
+        clock = time.perf_counter
         torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated() if cuda else process.memory_info().rss
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    clock = time.perf_counter if cuda else time.process_time
     start = clock()
-    try:
-        yield cost
-        if cuda:
-            torch.cuda.synchronize()
-        seconds = clock() - start
-    finally:
-        done.set()
-        thread.join()
-    highest = torch.cuda.max_memory_allocated() if cuda else peak[0]
-    cost += [seconds, max(highest - before, 0) / 1e6]
+    yield seconds
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    seconds.append(clock() - start)

@@ -4,29 +4,28 @@ A concept is a set of cells held against others: a state, a batch, a region of t
 pseudotime, or cells in which a programme of features is high. A linear probe on the tokens of one
 modality tells whether the concept can be read there (its accuracy on held-out cells), and in which
 direction (the concept activation vector, CAV). The derivative of a group's centred logit along that
-direction tells whether the network uses it. Tokens are taken before attention, or after attention
-and before the experts: what lies between there and the answer is not linear, so that cells can
-differ in their derivatives. The linear part has no tokens: logits here are the experts' own.
-Tokens of all members stand side by side.
+direction tells whether the network uses it. Tokens are taken before the experts of the last layer:
+what lies between there and the answer is not linear, so that cells can differ in their derivatives.
+The linear part has no tokens: logits here are the experts' own. Tokens of all members stand side by
+side.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import pandas as pd
 import torch
 from mudata import MuData
 from scipy.stats import false_discovery_control, norm
+from sklearn.linear_model import Ridge
 from sklearn.model_selection import StratifiedKFold
 
 from scmoe.explain.answer import Answer
-from scmoe.explain.gradients import captured, expert_names, through_experts
+from scmoe.explain.gradients import captured
 
-Place = Literal["before", "after"]
 FEWEST = 8  # cells on either side of a concept, below which no probe is fitted
 RIDGE = 100.0  # penalty of the probe on standardised token coordinates
 
@@ -72,26 +71,6 @@ class Concept:
                 shows[order[-(len(order) // 3) :]] = True
         return cls(name, shows, lacks)
 
-    @classmethod
-    def of_programme(
-        cls, name: str, model, mdata: MuData, modality: str, features: Sequence[str], within=None
-    ) -> Concept:
-        """Cells in which the mean of some features, scaled, is high against matched low ones.
-
-        Raises
-        ------
-        ValueError
-            When the model uses none of the features.
-        """
-        known = model.transform_.features[modality].get_indexer(list(features))
-        if not (known >= 0).any():
-            raise ValueError(f"none of the features of {name!r} is in modality {modality!r}")
-        part = model.transform_.transform(mdata, [modality])[modality]
-        values = np.full(mdata.n_obs, np.nan)
-        chosen = part.X[:, known[known >= 0]]
-        values[mdata.obs_names.get_indexer(part.obs_names)] = np.asarray(chosen.mean(1)).ravel()
-        return cls.of_values(name, values, within)
-
     @property
     def cells(self) -> np.ndarray:
         """Indices of the cells that take part."""
@@ -105,13 +84,13 @@ class Concept:
         return Concept("random", shows, lacks)
 
 
-def tokens(model, mdata: MuData, place: Place = "after") -> np.ndarray:
-    """Tokens of every cell `(n_cells, M, P, K*d)`, before the first layer or before experts."""
+def tokens(model, mdata: MuData) -> np.ndarray:
+    """Tokens of every cell before the experts, `(n_cells, M, P, K*d)`."""
     parts, part = [], getattr(model, "experts", model)
     for batch in part.tensors(mdata).batches(256):
         with captured(part.network_.eval()) as seen, torch.no_grad():
             part.network_.encode(batch.x, batch.present)
-        parts.append(_beside(seen["embedded" if place == "before" else "stream"][-1]))
+        parts.append(_beside(seen["stream"][-1]))
     return np.concatenate(parts)
 
 
@@ -122,31 +101,16 @@ def _beside(values) -> np.ndarray:
     return moved.reshape(*moved.shape[:-2], -1)
 
 
-def gradients(
-    model, mdata: MuData, groups: Sequence[str], place: Place = "after", experts: bool = False
-) -> np.ndarray:
-    """Gradients of the groups' centred logits at the tokens, `(n_groups, n_cells, M, P, K*d)`.
-
-    With `experts` (only after attention) `(1 + E, n_groups, …)`: past the experts, through each.
-    """
-    answer = Answer(model, outputs=groups)
-    parts = []
+def gradients(model, mdata: MuData, groups: Sequence[str]) -> np.ndarray:
+    """Gradients of the groups' centred logits at the tokens, `(n_groups, n_cells, M, P, K*d)`."""
+    answer, parts = Answer(getattr(model, "experts", model), outputs=groups), []
     for x, present in answer.batches(mdata):
-        x = [values.requires_grad_() for values in x]
         with captured(answer.network) as seen:
-            out = answer.opinion(*x, present=present)
-        per_group = []
-        for k in range(len(groups)):
-            if experts:
-                at = seen["mixed"][-1]
-                (at,) = torch.autograd.grad(out[:, k].sum(), at, retain_graph=True)
-                shares = through_experts(answer.network.layers[-1], seen["stream"][-1], at)
-                per_group.append(torch.stack(shares))
-            else:
-                at = seen["embedded" if place == "before" else "stream"][-1]
-                per_group.append(torch.autograd.grad(out[:, k].sum(), at, retain_graph=True)[0])
-        parts.append(_beside(torch.stack(per_group, 1 if experts else 0)))
-    return np.concatenate(parts, axis=2 if experts else 1)
+            out = answer(*(values.requires_grad_() for values in x), present=present)
+        at = seen["stream"][-1]
+        grads = [torch.autograd.grad(k.sum(), at, retain_graph=True)[0] for k in out.T]
+        parts.append(_beside(torch.stack(grads)))
+    return np.concatenate(parts, axis=1)
 
 
 def probes(
@@ -187,22 +151,18 @@ def probes(
     for train, test in folds:
         vectors, middle = _directions(x[train], shows[train])
         called[test] = x[test] @ vectors.T > middle
-    accuracy = (
-        (called & shows).sum(0) / shows.sum(0) + (~called & ~shows).sum(0) / (~shows).sum(0)
-    ) / 2
-    return accuracy, _directions(x, shows)[0]
+    right = (called & shows).sum(0) / shows.sum(0), (~called & ~shows).sum(0) / (~shows).sum(0)
+    return sum(right) / 2, _directions(x, shows)[0]
 
 
 def _directions(x: np.ndarray, shows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Unit vectors `(C, D)` and the middle between the classes along each `(C,)`."""
     scale = np.maximum(x.std(0), 1e-12)
-    z = (x - x.mean(0)) / scale
-    y = shows - shows.mean(0)
-    vectors = (z.T @ np.linalg.solve(z @ z.T + RIDGE * np.eye(len(z)), y)).T / scale
+    fitted = Ridge(RIDGE).fit((x - x.mean(0)) / scale, shows.astype(float))
+    vectors = np.atleast_2d(fitted.coef_) / scale  # a single concept has coefficients (D,)
     vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
     along = x @ vectors.T
-    high = (along * shows).sum(0) / np.maximum(shows.sum(0), 1)
-    low = (along * ~shows).sum(0) / np.maximum((~shows).sum(0), 1)
+    high, low = ((along * of).sum(0) / np.maximum(of.sum(0), 1) for of in (shows, ~shows))
     return vectors, (high + low) / 2
 
 
@@ -211,7 +171,6 @@ def concept_scores(
     mdata: MuData,
     concepts: Sequence[Concept],
     groups: Sequence[str] | None = None,
-    place: Place = "after",
     n_random: int = 100,
     seed: int = 0,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -231,83 +190,36 @@ def concept_scores(
 
     Returns
     -------
-    Probes: `concept, modality, place, accuracy` (balanced, held out), `random` (mean of random
-    concepts), `p`, `q`. Uses: `concept, modality, place, group, tcav` (share of the group's
+    Probes: `concept, modality, accuracy` (balanced, held out), `random` (mean of random
+    concepts), `p`, `q`. Uses: `concept, modality, group, tcav` (share of the group's
     predicted cells whose answer grows along the concept), `sensitivity` (mean cosine of gradient
     and concept), and `p` and `q` of the sensitivity, two-sided.
     """
     predicted = model.predict(mdata)["group"].to_numpy()
     groups = sorted(set(predicted)) if groups is None else list(groups)
-    acts = _flat(tokens(model, mdata, place))  # (n, M, P*d)
-    grads = _unit(_flat(gradients(model, mdata, groups, place)))  # (G, n, M, P*d)
+    acts = _flat(tokens(model, mdata))  # (n, M, P*d)
+    grads = _unit(_flat(gradients(model, mdata, groups)))  # (G, n, M, P*d)
     rng = np.random.default_rng(seed)
     found, uses = [], []
     for concept in concepts:
         null = [concept.at_random(rng) for _ in range(n_random)]
         for i, modality in enumerate(model.modalities_):
             accuracy, vectors = probes(acts[:, i], [concept, *null], seed)
-            at = {"concept": concept.name, "modality": modality, "place": place}
-            known = {"accuracy": accuracy[0], "random": accuracy[1:].mean()}
-            found.append(at | known | {"p": _tail(accuracy[0], accuracy[1:])})
+            at = {"concept": concept.name, "modality": modality}
+            held = {"accuracy": accuracy[0], "random": accuracy[1:].mean()}
+            found.append(at | held | {"p": tail(accuracy[0], accuracy[1:])})
             for k, group in enumerate(groups):
                 along = grads[k, predicted == group, i] @ vectors.T  # (cells, 1 + n_random)
                 if not len(along):
                     continue
                 cosine = along.mean(0)
-                p = 2 * min(_tail(cosine[0], cosine[1:]), _tail(-cosine[0], -cosine[1:]))
-                uses.append(
-                    at
-                    | {
-                        "group": group,
-                        "tcav": (along[:, 0] > 0).mean(),
-                        "sensitivity": cosine[0],
-                        "p": min(p, 1.0),
-                    }
-                )
+                p = 2 * min(tail(cosine[0], cosine[1:]), tail(-cosine[0], -cosine[1:]))
+                used = {"group": group, "tcav": (along[:, 0] > 0).mean(), "sensitivity": cosine[0]}
+                uses.append(at | used | {"p": min(p, 1.0)})
     tables = pd.DataFrame(found), pd.DataFrame(uses)
     for table in tables:
         table["q"] = false_discovery_control(table["p"]) if len(table) else []
     return tables
-
-
-def false_positive_rate(
-    model, mdata: MuData, concept: Concept, place: Place = "after", n: int = 100, seed: int = 0
-) -> float:
-    """Share of random concepts whose probe beats the other random ones at p < .05, one-sided.
-
-    Each of `n` random concepts with the sizes of `concept` is held against all others, in every
-    modality. About .05 if the test is honest.
-    """
-    rng = np.random.default_rng(seed)
-    null = [concept.at_random(rng) for _ in range(n)]
-    acts, hits = _flat(tokens(model, mdata, place)), []
-    for i in range(acts.shape[1]):
-        accuracy, _ = probes(acts[:, i], null, seed)
-        hits += [_tail(accuracy[j], np.delete(accuracy, j)) < 0.05 for j in range(n)]
-    return float(np.mean(hits))
-
-
-def expert_map(
-    model, mdata: MuData, concept: Concept, groups: Sequence[str] | None = None, seed: int = 0
-) -> pd.DataFrame:
-    """Through which experts a concept, read after attention, changes each group's answer.
-
-    Rows (modality, group), columns the residual stream ("no expert") and each expert: mean
-    derivative of the group's centred logit along the concept, over the cells predicted to be in the
-    group. A row sums to the whole derivative.
-    """
-    predicted = model.predict(mdata)["group"].to_numpy()
-    groups = sorted(set(predicted)) if groups is None else list(groups)
-    acts = _flat(tokens(model, mdata, "after"))
-    grads = _flat(gradients(model, mdata, groups, experts=True))  # (1 + E, G, n, M, P*d)
-    rows = {}
-    for i, modality in enumerate(model.modalities_):
-        vector = probes(acts[:, i], [concept], seed)[1][0]
-        for k, group in enumerate(groups):
-            rows[modality, group] = (grads[:, k, predicted == group, i] @ vector).mean(1)
-    sizes = model.config.model
-    columns = ["no expert", *expert_names(sizes.members, sizes.n_experts)]
-    return pd.DataFrame(np.stack(list(rows.values())), pd.MultiIndex.from_tuples(rows), columns)
 
 
 def _flat(values: np.ndarray) -> np.ndarray:
@@ -318,6 +230,6 @@ def _unit(values: np.ndarray) -> np.ndarray:
     return values / np.maximum(np.linalg.norm(values, axis=-1, keepdims=True), 1e-12)
 
 
-def _tail(value: float, null: np.ndarray) -> float:
+def tail(value: float, null: np.ndarray) -> float:
     """Chance of a value at least as large, from a normal distribution fitted to `null`."""
     return float(norm.sf(value, null.mean(), max(null.std(ddof=1), 1e-6)))

@@ -1,59 +1,80 @@
 """Attributions from a batch of cells at once: gradients, and what the router says by itself.
 
-Each function yields, per batch, a list with an array `(S, B, K, F)` for each source: S shares whose
-sum is the attribution (one, but for the expert-resolved gradient), B cells, K answers, F features.
+An explanation is a function `(x, present, choose)` of a batch: features `(B, F)` of each source,
+which modalities cells have, and what to explain of the answers `(B, K)`, a list of cotangents. It
+gives for each source `(S, B, len(choose), F)`: S shares whose sum is the attribution (one, but for
+the expert-resolved gradient).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import contextmanager
+from functools import partial
 
-import numpy as np
 import torch
 from captum.attr import IntegratedGradients
+from mudata import MuData
 from torch import Tensor
-from tqdm import tqdm
+
+METHODS = ("expert_gradient_x_input", "gradient_x_input", "integrated_gradients", "routing")
 
 
-def gradient_x_input(answer, mdata, background, own, budget, progress):
-    """Yield, per batch, `(1, B, K, F)` of each source."""
+def explainer(method: str, answer, mdata: MuData, background: MuData | None, budget) -> Callable:
+    """Prepare one of `METHODS` for some cells: find its baseline in the background."""
+    if method == "routing":
+        reference = mdata if background is None else background
+        return partial(_routing_relevance, answer, *_usual_gates(answer, reference))
     means = answer.means(background)
-    for x, present in _bar(answer.batches(mdata), progress):
-        x = [values.requires_grad_() for values in x]
-        out = answer(*x, present=present)
-        grads = [torch.autograd.grad(out, x, c, retain_graph=True) for c in _cotangents(out, own)]
-        yield _times_input([grads], x, means, present, answer)
+    if method == "integrated_gradients":
+        return partial(_integrated_gradients, answer, means, budget)
+    split = method == "expert_gradient_x_input"
+    return partial(_expert_gradient if split else _gradient, answer, means)
 
 
-def expert_gradient_x_input(answer, mdata, background, own, budget, progress):
-    """Yield, per batch, `(S, B, K, F)` of each source: linear part, no expert, every expert."""
-    means = answer.means(background)
-    for x, present in _bar(answer.batches(mdata), progress):
-        x = [values.requires_grad_() for values in x]
-        whole = answer(*x, present=present)
-        with captured(answer.network) as seen:
-            out = answer.network_part(*x, present=present)
-        shares = [[] for _ in share_names(answer)]
-        for c in _cotangents(whole, own):
-            total = _grad(whole, x, c)
-            through = [[torch.zeros_like(v) for v in x] for _ in shares[1:]]
-            at_all = torch.autograd.grad(
-                out, seen["mixed"], c, retain_graph=True, allow_unused=True,
-                materialize_grads=True,
-            )  # fmt: skip
-            for stream, at_tokens in zip(seen["stream"], at_all, strict=True):
-                parts = through_experts(answer.network.layers[-1], stream, at_tokens)
-                for share, at_stream in zip(through, parts, strict=True):
-                    for sum_, grad in zip(share, _grad(stream, x, at_stream), strict=True):
-                        sum_ += grad
-            by_network = [sum(parts) for parts in zip(*through, strict=True)]
-            shares[0].append([t - n for t, n in zip(total, by_network, strict=True)])
-            for share, grads in zip(shares[1:], through, strict=True):
-                share.append(grads)
-        yield _times_input(shares, x, means, present, answer)
+def own_group(out: Tensor) -> list[Tensor]:
+    """Choose each cell's largest answer."""
+    return [torch.eye(out.shape[1], device=out.device)[out.argmax(1)]]
 
 
-def through_experts(layer, stream: Tensor, at_tokens: Tensor) -> list[Tensor]:
+def every(out: Tensor) -> list[Tensor]:
+    """Choose one answer after the other."""
+    return [row.expand(len(out), -1) for row in torch.eye(out.shape[1], device=out.device)]
+
+
+# --- gradient × input ---
+
+
+def _gradient(answer, means, x, present, choose) -> list[Tensor]:
+    x = [values.requires_grad_() for values in x]
+    out = answer(*x, present=present)
+    return _times_input([[_grad(out, x, c) for c in choose(out)]], x, means, present, answer)
+
+
+def _expert_gradient(answer, means, x, present, choose) -> list[Tensor]:
+    """The same, split: linear part, no expert, every expert."""
+    x = [values.requires_grad_() for values in x]
+    whole = answer(*x, present=present)
+    with captured(answer.network) as seen:
+        out = answer(*x, present=present, linear=False)
+    shares = [[] for _ in share_names(answer)]
+    for c in choose(whole):
+        total = _grad(whole, x, c)
+        through = [[torch.zeros_like(v) for v in x] for _ in shares[1:]]
+        at_all = _grad(out, seen["mixed"], c)
+        for stream, at_tokens in zip(seen["stream"], at_all, strict=True):
+            parts = _through_experts(answer.network.layers[-1], stream, at_tokens)
+            for share, at_stream in zip(through, parts, strict=True):
+                for sum_, grad in zip(share, _grad(stream, x, at_stream), strict=True):
+                    sum_ += grad
+        by_network = [sum(parts) for parts in zip(*through, strict=True)]
+        shares[0].append([t - n for t, n in zip(total, by_network, strict=True)])
+        for share, grads in zip(shares[1:], through, strict=True):
+            share.append(grads)
+    return _times_input(shares, x, means, present, answer)
+
+
+def _through_experts(layer, stream: Tensor, at_tokens: Tensor) -> list[Tensor]:
     """Gradients at the residual stream `(K, B, M, P, d)`: past the experts, then through each.
 
     A token leaves as stream + sum over its experts e of y_e, y_e = gate_e · expert_e(stream).
@@ -66,31 +87,22 @@ def through_experts(layer, stream: Tensor, at_tokens: Tensor) -> list[Tensor]:
     routing = layer.router(normed, present)
     gated = layer.experts.each(normed, routing.experts) * routing.weights[..., None]
     members, e = len(leaf), layer.experts.n_experts
-    per_expert = leaf.new_zeros(e, *leaf.shape)
+    per_expert = leaf.new_zeros(members, e, *leaf.shape)  # zero but for the member's own tokens
     for slot in range(routing.experts.shape[-1]):
         (grad,) = torch.autograd.grad(gated[..., slot, :], leaf, at_tokens, retain_graph=True)
-        index = routing.experts[..., slot, None].expand_as(leaf)
-        per_expert.scatter_add_(0, index[None], grad[None])
-    alone = []
-    for k in range(members):
-        for expert in range(e):
-            share = torch.zeros_like(leaf)
-            share[k] = per_expert[expert, k]
-            alone.append(share)
-    return [at_tokens, *alone]
+        for k in range(members):
+            index = routing.experts[k, ..., slot, None].expand_as(leaf[k])
+            per_expert[k, :, k].scatter_add_(0, index[None], grad[k][None])
+    return [at_tokens, *per_expert.flatten(0, 1)]
 
 
 @contextmanager
 def captured(network):
-    """Collect parts of the graph, a list entry for each pass: tokens `embedded` before the first
-    layer, the last layer's residual `stream` before its experts, and what these made of it,
-    `mixed`; all `(K, B, M, P, d)`.
+    """Collect parts of the graph, a list entry for each pass: the last layer's residual `stream`
+    before its experts, and what these made of it, `mixed`; both `(K, B, M, P, d)`.
     """
-    layer, seen = network.layers[-1], {"embedded": [], "stream": [], "mixed": []}
+    layer, seen = network.layers[-1], {"stream": [], "mixed": []}
     hooks = [
-        network.layers[0].register_forward_pre_hook(
-            lambda _, args: seen["embedded"].append(args[0])
-        ),
         layer.norm2.register_forward_hook(lambda _, args, out: seen["stream"].append(args[0])),
         layer.experts.register_forward_hook(lambda _, args, out: seen["mixed"].append(out)),
     ]
@@ -101,15 +113,8 @@ def captured(network):
             hook.remove()
 
 
-def _cotangents(out: Tensor, own: bool) -> list[Tensor]:
-    """What to take the gradient of: each cell's largest answer, or one answer after the other."""
-    n = out.shape[1]
-    eye = torch.eye(n, device=out.device)
-    return [eye[out.argmax(1)]] if own else [eye[k].expand(len(out), n) for k in range(n)]
-
-
 def _grad(out: Tensor, x: list[Tensor], cotangent: Tensor) -> list[Tensor]:
-    """Gradient at the sources; zeros where `out` does not depend on them."""
+    """Gradient at `x`; zeros where `out` does not depend on it."""
     if not out.requires_grad:
         return [torch.zeros_like(values) for values in x]
     return torch.autograd.grad(
@@ -117,13 +122,13 @@ def _grad(out: Tensor, x: list[Tensor], cotangent: Tensor) -> list[Tensor]:
     )
 
 
-def _times_input(shares, x, means, present, answer) -> list[np.ndarray]:
+def _times_input(shares, x, means, present, answer) -> list[Tensor]:
     """Gradients [share][output][source] times input minus mean: per source `(S, B, K, F)`."""
     result = []
     for j, i in enumerate(answer.sources):
         grads = torch.stack([torch.stack([g[j] for g in outputs], 1) for outputs in shares])
         away = torch.where(present[:, i, None], x[j].detach() - means[j], 0.0)
-        result.append((grads * away[:, None]).cpu().numpy())
+        result.append(grads * away[:, None])
     return result
 
 
@@ -142,97 +147,71 @@ def expert_names(members: int, n_experts: int) -> list[str]:
 # --- integrated gradients, routing ---
 
 
-def integrated_gradients(answer, mdata, background, own, budget, progress):
-    """Yield, per batch, `(1, B, K, F)` of each source; straight line from the training mean."""
-    means = answer.means(background)
+def _integrated_gradients(answer, means, n_steps, x, present, choose) -> list[Tensor]:
+    """Along the straight line from the training mean."""
 
     def asked(*arguments):
         *x, present, cotangent = arguments
         return (answer(*x, present=present) * cotangent).sum(1)
 
-    explainer = IntegratedGradients(asked)
-    for x, present in _bar(answer.batches(mdata), progress):
-        with torch.no_grad():
-            cotangents = _cotangents(answer(*x, present=present), own)
-        base = [
-            torch.where(present[:, i, None], mean, values)
-            for i, mean, values in zip(answer.sources, means, x, strict=True)
-        ]
-        parts = [
-            explainer.attribute(
-                tuple(x), tuple(base), n_steps=budget, method="gausslegendre",
-                additional_forward_args=(present, c), internal_batch_size=8 * len(x[0]),
-            )
-            for c in cotangents
-        ]  # fmt: skip
-        yield [
-            torch.stack([part[j].float() for part in parts], 1)[None].detach().cpu().numpy()
-            for j in range(len(x))
-        ]
+    with torch.no_grad():
+        cotangents = choose(answer(*x, present=present))
+    base = [
+        torch.where(present[:, i, None], mean, values)
+        for i, mean, values in zip(answer.sources, means, x, strict=True)
+    ]
+    parts = [
+        IntegratedGradients(asked).attribute(
+            tuple(x), tuple(base), n_steps=n_steps, method="gausslegendre",
+            additional_forward_args=(present, c), internal_batch_size=8 * len(x[0]),
+        )
+        for c in cotangents
+    ]  # fmt: skip
+    return [torch.stack([part[j].float() for part in parts], 1)[None] for j in range(len(x))]
 
 
-def routing_relevance(answer, mdata, background, own, budget, progress):
-    """Yield, per batch, `(1, B, K, F)` of each source: what the router's choices alone say.
+@torch.no_grad()
+def _routing_relevance(answer, usual, groups, x, present, choose) -> list[Tensor]:
+    """What the router's choices alone say.
 
     A token's relevance for a group is the mean over its gates of log(usage of that expert, at that
     token, by cells of the group / by all cells), the pointwise mutual information of expert and
     group; for a translation, which has no groups, log(gate / usage by all). The features of a patch
     share its relevance equally: routing does not tell them apart.
     """
-    reference = mdata if background is None else background
-    gates, named = [], []
-    for x, present in answer.batches(reference):
-        g, out = _gates(answer, x, present)
-        gates.append(g)
-        named.append(out.argmax(1))
-    gates, named = torch.cat(gates), torch.cat(named)
-    usual = gates.mean(0) + 0.01  # (M, P, E); a floor of one per cent keeps the logarithm finite
-    groups = None
+    g, out = _gates(answer, x, present), answer(*x, present=present)
     if answer.target is None:
-        members = [gates[named == k] for k in range(len(answer.outputs))]
-        groups = torch.stack([g.mean(0) + 0.01 if len(g) else usual for g in members])
-    for x, present in _bar(answer.batches(mdata), progress):
-        g, out = _gates(answer, x, present)
-        if groups is None:
-            tokens = (
-                (g * ((g + 0.01) / usual).log()).sum(-1)[:, None].expand(-1, out.shape[1], -1, -1)
-            )
-        else:
-            tokens = torch.einsum("bmpe,kmpe->bkmp", g, (groups / usual).log())
-        if own:
-            tokens = tokens[torch.arange(len(tokens)), out.argmax(1)][:, None]
-        yield [_spread(answer, i, tokens[:, :, i], x[j]) for j, i in enumerate(answer.sources)]
+        tokens = torch.einsum("bmpe,kmpe->bkmp", g, (groups / usual).log())
+    else:
+        tokens = (g * ((g + 0.01) / usual).log()).sum(-1)[:, None].expand(-1, out.shape[1], -1, -1)
+    tokens = torch.stack([(tokens * c[..., None, None]).sum(1) for c in choose(out)], 1)
+    result = []
+    for j, i in enumerate(answer.sources):
+        n_features = x[j].shape[1]
+        patch = torch.arange(n_features, device=x[j].device) // -(-n_features // tokens.shape[-1])
+        count = torch.bincount(patch, minlength=tokens.shape[-1]).clamp(min=1)
+        result.append((tokens[:, :, i] / count)[:, :, patch][None])
+    return result
 
 
 @torch.no_grad()
-def _gates(answer, x, present) -> tuple[Tensor, Tensor]:
-    """Gates of the last layer over all members' experts `(B, M, P, K*E)`, and answers `(B, K)`."""
-    full, read = answer._arguments(x, present)
+def _usual_gates(answer, reference: MuData) -> tuple[Tensor, Tensor]:
+    """Mean gates of reference cells `(M, P, K*E)`, and of those of each answer `(C, M, P, K*E)`."""
+    gates, named = [], []
+    for x, present in answer.batches(reference):
+        gates.append(_gates(answer, x, present))
+        named.append(answer(*x, present=present).argmax(1))
+    gates, named = torch.cat(gates), torch.cat(named)
+    usual = gates.mean(0) + 0.01  # a floor of one per cent keeps the logarithm finite
+    members = [gates[named == k] for k in range(len(answer.outputs))]
+    return usual, torch.stack([g.mean(0) + 0.01 if len(g) else usual for g in members])
+
+
+def _gates(answer, x, present) -> Tensor:
+    """Gates of the last layer over all members' experts `(B, M, P, K*E)`."""
+    z, read = answer.scores(x, present)
     view = "joint" if answer.target is None else "alone"
-    z = [None if v is None else answer._scores(i, v) for i, v in enumerate(full)]
-    z = [None if v is None else v[None, :, : answer.network.n_features[i]] for i, v in enumerate(z)]
-    routing = answer.network.encode(z, read[None], view).routing[-1]
+    routing = answer.network.encode(answer.network_inputs(z), read[None], view).routing[-1]
     gates = torch.zeros_like(routing.probs).scatter(-1, routing.experts, routing.weights)
     gates = gates.permute(1, 2, 3, 0, 4).flatten(3) / len(gates)
-    return gates * read[:, :, None, None], answer(*x, present=present)
-
-
-def _spread(answer, i: int, tokens: Tensor, x: Tensor) -> np.ndarray:
-    """Relevance of tokens `(B, K, P)` shared among their features, `(1, B, K, F)`."""
-    n_patches, n_features = answer.network.n_patches, x.shape[1]
-    size = -(-n_features // n_patches)
-    patch = torch.arange(n_features, device=x.device) // size
-    count = torch.bincount(patch, minlength=tokens.shape[-1]).clamp(min=1)
-    return (tokens / count)[:, :, patch][None].cpu().numpy()
-
-
-EXPLAINERS = {
-    "expert_gradient_x_input": expert_gradient_x_input,
-    "gradient_x_input": gradient_x_input,
-    "integrated_gradients": integrated_gradients,
-    "routing": routing_relevance,
-}
-
-
-def _bar(batches, progress: bool):
-    return tqdm(batches, desc="explaining", unit="batch", disable=not progress, leave=False)
+    return gates * read[:, :, None, None]

@@ -2,149 +2,76 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import warnings
-
 import numpy as np
 import shap
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 
-def gradient(answer, mdata, background, own, budget, seed, progress) -> list[np.ndarray]:
-    """Expected gradients (Erion et al. 2021): per source `(n_cells, n_outputs, F)`."""
-    reference = answer.inputs(_needed(background, "SHAP Gradient"))
-    explainer = shap.GradientExplainer(answer, reference, batch_size=max(budget, 50))
-    options = {"nsamples": budget, "rseed": seed}
-    if own:
-        options["ranked_outputs"] = 1
-    parts = []
-    for x in _one_by_one(answer.inputs(mdata), progress):
-        values = explainer.shap_values(x, **options)
-        values = values[0] if own else values
-        parts.append([_outputs_second(v) for v in _per_source(values)])
-    return [np.concatenate(part) for part in zip(*parts, strict=True)]
+def explain(answer, mdata, method, background, own, budget, seed, progress) -> list[np.ndarray]:
+    """Attributions by one of SHAP's explainers: per source `(n_cells, n_outputs, F)`.
 
-
-def deep(answer, mdata, background, own, budget, seed, progress) -> list[np.ndarray]:
-    """DeepLIFT rules as SHAP Deep has them; it knows none for layer norm, attention and experts.
-
-    Its sums need not come out right here: see `scmoe.explain.faithfulness.additivity_error`.
+    Gradient: expected gradients (Erion et al. 2021). Permutation and Kernel ask the model alone.
+    SHAP Deep is not among them: it has no rules for layer norm, attention and experts.
     """
-    reference = answer.inputs(_needed(background, "SHAP Deep"))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # "unrecognized nn.Module", once a kind
-        explainer = shap.DeepExplainer(_Single(answer, None), reference)
-        options = {"check_additivity": False}
-        if own:
-            options["ranked_outputs"] = 1
-        parts = []
-        for x in _one_by_one(answer.inputs(mdata), progress):
-            with contextlib.redirect_stdout(io.StringIO()):
-                values = explainer.shap_values(x, **options)
-            values = values[0] if own else values
-            parts.append([_outputs_second(v) for v in _per_source(values)])
+    x = answer.inputs(mdata)
+    cells = tqdm(range(len(x[0])), "explaining", unit="cell", disable=not progress, leave=False)
+    cells = ([values[i : i + 1] for values in x] for i in cells)
+    if method != "shap_gradient":
+        return _by_questions(answer, cells, method, answer.means(background), own, budget, seed)
+    if background is None:
+        raise ValueError(f"{method} draws from background cells: pass background=split.train")
+    reference = answer.inputs(background)
+    explainer = shap.GradientExplainer(answer, reference, batch_size=max(budget, 50))
+    options = {"nsamples": budget, "rseed": seed, "ranked_outputs": 1 if own else None}
+    parts = []
+    for cell in cells:
+        values = explainer.shap_values(cell, **options)
+        values = values[0] if own else values
+        values = values if isinstance(values, list) else [values]
+        # (1, F, K), or (1, F) for a single answer
+        values = [np.asarray(v, np.float32).reshape(1, n, -1)
+                  for v, n in zip(values, answer.widths, strict=True)]  # fmt: skip
+        parts.append([v.transpose(0, 2, 1) for v in values])
     return [np.concatenate(part) for part in zip(*parts, strict=True)]
 
 
-def permutation(answer, mdata, background, own, budget, seed, progress) -> list[np.ndarray]:
-    """Shapley values by permutations, forwards and backwards; absent features are average ones."""
-
-    def explain(predict, mean, row):
-        masker = shap.maskers.Independent(mean[None], max_samples=1)
-        explainer = shap.PermutationExplainer(predict, masker, seed=seed)
-        calls = budget * (2 * len(row) + 1)
-        return explainer(row[None], max_evals=calls, batch_size=512, silent=True).values[0]
-
-    return _model_free(answer, mdata, background, own, seed, progress, explain)
-
-
-def kernel(answer, mdata, background, own, budget, seed, progress) -> list[np.ndarray]:
-    """Shapley values by weighted regression on coalitions; absent features are average ones."""
-
-    def explain(predict, mean, row):
-        n_samples = "auto" if budget is None else budget
-        explainer = shap.KernelExplainer(predict, mean[None], silent=True)
-        return explainer.shap_values(row, nsamples=n_samples, l1_reg=False, silent=True)
-
-    return _model_free(answer, mdata, background, own, seed, progress, explain)
-
-
-EXPLAINERS = {
-    "shap_gradient": gradient,
-    "shap_deep": deep,
-    "shap_permutation": permutation,
-    "shap_kernel": kernel,
-}
-
-
-def _model_free(answer, mdata, background, own, seed, progress, explain) -> list[np.ndarray]:
-    """Explain cell by cell with a function of all features side by side.
+def _by_questions(answer, cells, method, means, own, budget, seed) -> list[np.ndarray]:
+    """Cell by cell, of all features side by side; absent features are average ones.
 
     A single average cell is the background: the cheapest that these explainers take.
     """
-    mean = torch.cat(answer.means(background)).cpu().numpy().astype(np.float64)
-    widths = answer.widths
-    rows = []
-    state = np.random.get_state()  # noqa: NPY002 -- these explainers draw from it
+    mean = torch.cat(means).cpu().numpy().astype(np.float64)[None]
+    rows, state = [], np.random.get_state()  # noqa: NPY002 -- these explainers draw from it
     np.random.seed(seed)  # noqa: NPY002
     try:
-        for x in _one_by_one(answer.inputs(mdata), progress):
+        for x in cells:
             with torch.no_grad():
                 column = int(answer(*x).argmax()) if own else None
-            predict = _as_function(answer, column, widths)
-            row = torch.cat(x, 1)[0].cpu().numpy().astype(np.float64)
-            values = np.asarray(explain(predict, mean, row))  # (F,) or (F, K)
-            rows.append(values.reshape(len(row), -1).T)
+            ask, row = _as_function(answer, column), torch.cat(x, 1).cpu().numpy().astype(float)
+            if method == "shap_permutation":
+                masker = shap.maskers.Independent(mean, max_samples=1)
+                explainer = shap.PermutationExplainer(ask, masker, seed=seed)
+                calls = budget * (2 * row.shape[1] + 1)
+                values = explainer(row, max_evals=calls, batch_size=512, silent=True).values[0]
+            else:
+                n = "auto" if budget is None else budget
+                explainer = shap.KernelExplainer(ask, mean, silent=True)
+                values = explainer.shap_values(row[0], nsamples=n, l1_reg=False, silent=True)
+            rows.append(np.asarray(values).reshape(row.shape[1], -1).T)  # of (F,) or (F, K)
     finally:
         np.random.set_state(state)  # noqa: NPY002
-    ends = np.cumsum(widths)[:-1]
+    ends = np.cumsum(answer.widths)[:-1]
     return [part.astype(np.float32) for part in np.split(np.stack(rows), ends, axis=2)]
 
 
-def _as_function(answer, column: int | None, widths: list[int]):
+def _as_function(answer, column: int | None):
     """A function of arrays `(B, F)`: all answers, or one of them."""
-    device = answer.device
 
     @torch.no_grad()
-    def predict(rows: np.ndarray) -> np.ndarray:
-        values = torch.as_tensor(rows, dtype=torch.float32, device=device)
-        out = torch.cat([answer(*part.split(widths, 1)) for part in values.split(4096)])
+    def ask(rows: np.ndarray) -> np.ndarray:
+        values = torch.as_tensor(rows, dtype=torch.float32, device=answer.device)
+        out = torch.cat([answer(*part.split(answer.widths, 1)) for part in values.split(4096)])
         return (out if column is None else out[:, column]).double().cpu().numpy()
 
-    return predict
-
-
-class _Single(torch.nn.Module):
-    """All answers as they are; hides the answer's own attributes from SHAP's module search."""
-
-    def __init__(self, answer, _):
-        super().__init__()
-        self.answer = answer
-
-    def forward(self, *x: Tensor) -> Tensor:
-        return self.answer(*x)
-
-
-def _one_by_one(x: list[Tensor], progress: bool):
-    cells = range(len(x[0]))
-    for i in tqdm(cells, desc="explaining", unit="cell", disable=not progress, leave=False):
-        yield [values[i : i + 1] for values in x]
-
-
-def _per_source(values):
-    return values if isinstance(values, list) else [values]
-
-
-def _outputs_second(values: np.ndarray) -> np.ndarray:
-    """`(n_cells, F, K)`, or `(n_cells, F)` for a single answer, to `(n_cells, K, F)`."""
-    values = np.asarray(values, np.float32)
-    return values[:, None] if values.ndim == 2 else values.transpose(0, 2, 1)
-
-
-def _needed(background, method):
-    if background is None:
-        raise ValueError(f"{method} draws from background cells: pass background=split.train")
-    return background
+    return ask

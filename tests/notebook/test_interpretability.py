@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tests.notebook.test_runs import few_cells, metrics, papermill, shown  # noqa: F401 -- a fixture
+from tests.notebook.test_runs import few_cells, metrics, papermill  # noqa: F401 -- a fixture
 
 pytestmark = pytest.mark.slow
 
@@ -13,15 +13,14 @@ def test_it_explains_the_model_that_the_data_sets_own_page_left(few_cells, tmp_p
     papermill("patchseq", tmp_path / "patchseq", few_cells)
     folder = tmp_path / "interpretability"
     cells = papermill("interpretability", folder, few_cells, dataset="patchseq")
-    assert "times cheaper" in shown(cells, "text/html")
     left = metrics(folder)
-    assert left["provenance"]["model"] == f"loaded from {tmp_path / 'patchseq'}"
+    assert left["provenance"]["model"] == f"loaded from {tmp_path / 'patchseq' / 'model'}"
     assert (folder / "model" / "model.json").exists()
     records = pd.DataFrame(left["records"])
     assert set(records["task"]) == {"interpretability"}
     assert np.isfinite(records["value"]).all()
-    scores = records.pivot_table(index="method", columns="metric", values="value")
-    assert scores.loc["SHAP Permutation", "primary against it, cheaper"] > 0
+    seconds = records.query("metric == 'seconds'").set_index("method")["value"]
+    assert seconds["SHAP Permutation"] > seconds["gradient × input"]
     warned = [o for c in cells for o in c.get("outputs", []) if "Warning" in str(o.get("text", ""))]
     assert not warned
 

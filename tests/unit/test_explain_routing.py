@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from scmoe.explain import routing as routes
-from tests.unit.test_explain_attribution import CONFIG, make_fitted
+from tests.unit.test_explain_attribution import fitted
 
 GROUPS = np.repeat(["a", "b"], 30)
 
@@ -62,60 +62,29 @@ def test_usage_rows_are_shares_of_the_right_experts():
     assert np.allclose(table.sum(axis=1), 1)
 
 
-def test_pairs_that_never_part_are_seen_and_random_pairs_are_not():
-    together = routes.co_activation(routing(by_group))
-    assert together.loc[0, 1] > 0.5
-    assert together.loc[0, 2] == -np.inf
-    apart = routes.co_activation(routing(at_random)).to_numpy()
-    assert np.nanmax(np.abs(apart)) < 0.7
-
-
-def test_load_counts_idle_experts_and_effective_ones():
-    table = routes.load(routing(lambda cell, m, rng: (0, 1)))
-    assert table.loc["all", "idle"] == 2
-    assert 1.7 < table.loc["all", "effective"] < 1.8  # of gates .75 and .25
-    assert table.loc["all", "gate_entropy"] == pytest.approx(0.811, abs=1e-3)
-
-
-def test_the_same_experts_in_another_order_are_matched():
-    first = routing(by_group)
-    second = first.copy()
-    renamed = np.array([2, 0, 3, 1])[first.var["expert"]]
-    order = np.lexsort((renamed, first.var["patch"], first.var["modality"] == "protein"))
-    second.X = first.X[:, order]
-    table, found = routes.match_experts(first, second, GROUPS)
-    assert found["similarity"] > 0.99 > found["null"]
-    assert found["p"] < 0.1
-    assert len(table) == 4
-
-
-@pytest.fixture(scope="module")
-def fitted():
-    return make_fitted()
-
-
-def test_attention_blocks_are_distributions_over_modalities(fitted):
-    with pytest.raises(ValueError, match="no attention"):
-        routes.attention_blocks(*fitted[:2])
-    model, cells, _ = make_fitted(config=CONFIG.replace(attention=True))
-    table = routes.attention_blocks(model, cells)
-    assert list(table.index) == list(table.columns) == model.modalities_
-    assert np.allclose(table.sum(axis=1), 1, atol=1e-5)
-    assert not np.allclose(table, 1 / 3)
-    by_label = routes.attention_blocks(model, cells, cells.obs["cell_type"])
-    assert len(by_label) == 3 * len(model.modalities_)
-
-
-def test_silencing_an_expert_changes_the_groups_that_it_serves(fitted):
-    model, cells, _ = fitted
+def test_silencing_an_expert_changes_the_groups_that_it_serves():
+    model, cells, _ = fitted()
     table = routes.ablation(model, cells, cells.obs["cell_type"])
     assert table.shape == (3, 8)  # four experts in each of two members
     assert table.abs().to_numpy().max() > 1e-4
 
 
-def test_usage_of_a_fitted_model_comes_from_its_routing(fitted):
-    model, cells, _ = fitted
+def test_usage_of_a_fitted_model_comes_from_its_routing():
+    model, cells, _ = fitted()
     routing = model.get_routing(cells)
     assert np.allclose(routes.gates(routing).sum(-1), 1, atol=1e-5)
     assert routes.modalities(routing) == model.modalities_
-    assert set(routes.dominant_expert(routing, "rna")) <= set("01234567")
+    assert set(routes.dominant_expert(routing, "rna")) <= set("0123")
+
+
+def test_experts_of_one_member_are_not_those_of_another():
+    first, second = routing(by_group), routing(by_modality)
+    second.var["member"], second.var_names = 1, second.var_names + " of the second"
+    both = ad.concat([first, second], axis="var")
+    for member, alone in enumerate((first, second)):
+        assert routes.usage(both, GROUPS, member).equals(routes.usage(alone, GROUPS))
+        same = routes.dominant_expert(both, "rna", member) == routes.dominant_expert(alone, "rna")
+        assert same.all()
+    bits = routes.specialisation(both, GROUPS)["bits"]
+    assert bits["label in rna"] == pytest.approx(0.5)  # one bit in one member, none in the other
+    assert bits["modality"] == pytest.approx(0.5)

@@ -1,4 +1,4 @@
-"""The page's study as a whole: every number has a place, and comes back from the file it is in."""
+"""What the table of record of explanations is made by: every number has a place, and is found."""
 
 import dataclasses
 import json
@@ -8,92 +8,142 @@ import pandas as pd
 import pytest
 
 import scmoe
+from benchmarks.claims import known, recovery, reference, study, truth
 from scmoe import explain
-from scmoe.explain import faithfulness, known, reference, study, tables, truth
+from scmoe.explain import faithfulness
+from scmoe.explain.concepts import Concept
 from scmoe.metrics import COLUMNS
-from tests.conftest import make_tiny
-from tests.unit.test_explain_attribution import make_fitted
+from tests.unit.test_explain_attribution import fitted, whole
+from tests.unit.test_explain_routing import GROUPS, by_group, routing
+from tests.unit.test_explain_scores import scrambled
 
-PLAN = study.Plan(8, 4, 2, 2, 20, gradient_budgets=(8, 64), permutation_budgets=(2, 4))
+PLAN = study.Plan(8, 4, 2, 2, 20, kernel=False, n_seeds=0, n_folds=0, n_networks=1,
+                  gradient_budgets=(8, 64), permutation_budgets=(2,))  # fmt: skip
+OURS = explain.METHODS[explain.PRIMARY]
 
 
 @pytest.fixture(scope="module")
-def scored():
-    model, _, _ = make_fitted()
-    split = scmoe.data.split_mudata(make_tiny(90))
-    run = scmoe.record.Run("patchseq", out_dir="unused")
-    return study.score(model, split, PLAN, {"seeds": [model]}), model, split, run
+def table():
+    model, split = whole()
+    return study.score(model.experts, split, PLAN, {"seeds": [model.experts]})
 
 
-def test_every_method_has_every_score_that_it_can_have(scored):
-    found = scored[0]
-    names = ["seconds", "peak_mb", "budget", "deletion", "insertion", "infidelity", "agreement"]
-    assert np.isfinite(found.table[names].to_numpy(float)).all()
-    assert found.table.loc[explain.PRIMARY, "stability"] == pytest.approx(1)
-    assert list(found.versus.index) == ["shap_gradient", "shap_permutation"]
-    assert (found.table["cells"] == [8, 8, 8, 8, 4, 2]).all()
+def test_every_method_has_every_score_that_it_can_have(table):
+    names = ["seconds", "budget", "deletion", "insertion_low", "infidelity", "agreement", "cells"]
+    assert np.isfinite(table[names].to_numpy(float)).all()
+    assert (table["cells"] == [8, 8, 8, 8, 4, 2]).all()
+    assert table.loc[OURS, "stability"] == pytest.approx(1)
+    sampled = table.index.str.startswith("SHAP")
+    against = [f"{study.AGAINST}{name}" for name in ("cheaper", "deletion", "insertion_high")]
+    assert np.isfinite(table.loc[sampled, against].to_numpy(float)).all()
+    assert table.loc[~sampled, against].isna().all(axis=None)
 
 
-def test_scores_come_back_from_the_file_that_the_book_keeps(scored, tmp_path):
-    found, model, split, run = scored
-    further = {"rank of ": pd.DataFrame({"Sst": [3]}, ["correlation"])}
-    records = study.records(found, model, split, run, further)
-    assert list(records) == COLUMNS
-    provenance = dict.fromkeys(reference.KEPT)
-    content = {"records": records.to_dict("records"), "provenance": provenance}
-    folder = tmp_path / "interpretability-dataset_own"
-    folder.mkdir()
-    (folder / "metrics.json").write_text(json.dumps(content, default=float))
+def test_the_linear_part_is_scored_too():
+    model, split = whole()
+    names = study.score(model.linear, split, PLAN).index
+    assert not {OURS, "routing relevance"} & set(names)
+    assert "gradient × input" in names
+
+
+def test_scores_take_the_place_of_older_ones_in_the_books_file(table, tmp_path):
+    run = scmoe.record.Run("patchseq", out_dir=tmp_path, device="cpu")
+    run.split = whole()[1]
     file = tmp_path / "kept.csv"
-    reference.gather(tmp_path, file=file)
-    back = reference.stored("own", "strict", file)
-    shared = found.table.columns.intersection(back.table.columns)
-    assert len(shared) > 10
-    assert np.allclose(back.table[shared], found.table[shared], rtol=1e-3, equal_nan=True)
-    assert np.allclose(back.versus[found.versus.columns], found.versus, rtol=1e-3, atol=1e-4)
-    assert tables.versus_table(back).data
-    assert reference.stored("own", "paper", file) is None
-    assert json.loads(file.with_suffix(".json").read_text()) == {"own, strict": provenance}
-    again = reference.gather(tmp_path / "nothing new", file=file)
-    assert len(again) == len(records)
-    assert reference.stored("own", "strict", file).table.equals(back.table)
+    for protocol in ("strict", "paper", "strict"):
+        records = reference.as_records([table, pd.DataFrame()], run, protocol)
+        assert list(records) == COLUMNS
+        reference.put(run.finish(records), file)
+    kept = pd.read_csv(file)
+    assert len(kept) == 2 * len(records)
+    strict = kept[kept["protocol"] == "strict"]
+    back = strict.pivot(index="method", columns="metric", values="value")
+    assert back.loc[OURS, "deletion"] == pytest.approx(table.loc[OURS, "deletion"], rel=1e-3)
+    assert set(json.loads(file.with_suffix(".json").read_text())) == {"own, strict", "own, paper"}
 
 
-def test_many_networks_come_back_too(tmp_path):
-    index = {"backbone": "linear", "seed": 3, "what": truth.EDGES}
-    rows = [index | {"by": by, "auprc": 0.5, "chance": 0.1} for by in ("correlation", "ours")]
-    scores = known.scores_of_networks(pd.DataFrame(rows))
-    parts = [
-        table.add_prefix(before).melt(ignore_index=False, var_name="metric").reset_index()
-        for before, table in scores.items()
-    ]
-    records = pd.concat(parts).rename(columns={"by": "method"})
-    records.assign(dataset="dyngen", protocol="strict").to_csv(tmp_path / "kept.csv", index=False)
-    back = reference.networks("dyngen", "strict", tmp_path / "kept.csv")
-    assert back.assign(seed=back["seed"].astype(int)).to_dict("records") == rows
-
-
-def test_other_models_are_compared_where_they_say_the_same(scored):
-    _, model, split, _ = scored
-    cells = study.complete(split.test, 6, 0)
-    why = explain.attribute(model, cells)
+def test_other_models_are_compared_where_they_say_the_same():
+    model, split = whole()
+    cells = explain.complete(split.test, 6)
+    why = explain.attribute(model.experts, cells)
     other = dataclasses.replace(
         why,
         features=why.features | {"rna": why.features["rna"][2:]},
         values=why.values | {"rna": why.values["rna"][:, :, 2:]},
         groups=np.where(np.arange(6) < 2, "elsewhere", why.groups),
     )
-    assert faithfulness.stability([why, other]) == pytest.approx(1)
+    assert study.stability([why, other]) == pytest.approx(1)
+    assert study.top_overlap(why, scrambled(why), k=5).mean() < 0.5
     other.groups = np.full(6, "elsewhere")
-    assert np.isnan(faithfulness.stability([why, other]))
+    assert np.isnan(study.stability([why, other]))
+    with pytest.raises(ValueError, match="at least two"):
+        study.stability([why])
 
 
-def test_a_blend_is_scored_as_its_parts_are(scored):
-    found, model, split, _ = scored
-    shares = found.explanations[explain.PRIMARY].share_table()
-    assert shares["linear part"].max() < 1e-6  # of the experts alone
-    assert study.flows(model, found.cells, split.train).shape == (3, 3)
-    assert abs(study.likeness_to_random(found, model, split.train)) < 0.5
+def test_a_larger_budget_is_tried_until_the_halves_agree():
+    model, cells, background = fitted()
+    found, why = study.enough(
+        model, cells[:2], "shap_gradient", [4, 400, 4000], 0.6, background=background
+    )
+    assert found["split_half"].iloc[-1] >= 0.6
+    assert len(found) <= 2
+    assert found["split_half"].is_monotonic_increasing
+    assert why.budget == found["budget"].iloc[-1]
+
+
+def test_the_same_experts_in_another_order_are_matched():
+    first = routing(by_group)
+    second = first.copy()
+    renamed = np.array([2, 0, 3, 1])[first.var["expert"]]
+    order = np.lexsort((renamed, first.var["patch"], first.var["modality"] == "protein"))
+    second.X = first.X[:, order]
+    found = study.match_experts(first, second, GROUPS)
+    assert found["similarity"] > 0.99 > found["null"]
+    assert found["p"] < 0.1
+
+
+def test_one_random_concept_in_twenty_is_taken_for_a_finding_at_most_one_in_ten():
+    model, _, background = fitted()
+    labels = background.obs["cell_type"].astype(str)
+    concept = Concept.of_cells("type0", labels == "type0")
+    assert known.false_positive_rate(model, background, concept, n=60) <= 0.10
+
+
+def test_concepts_are_probed_where_the_cells_have_no_other_name():
+    model, _, background = fitted()
+    table = known.concept_study(model, background, background.obs["cell_type"], 10)
+    assert table["false positives"].between(0, 1).all()
+    assert table.filter(like="q of").notna().all(axis=None)
+
+
+def test_recovery_of_the_truth_itself_is_perfect():
+    differs = pd.DataFrame({"rna": [True, False, True], "protein": [False] * 3}, index=list("abc"))
+    index = pd.MultiIndex.from_tuples([(m, f) for m in differs for f in differs.index])
+    perfect = pd.Series([differs.at[f, m] * 1.0 for m, f in index], index)
+    found = recovery.group_recovery(perfect, differs)
+    assert found == {"auprc": 1.0, "chance": pytest.approx(1 / 3)}
+
+
+def test_edges_leave_out_a_gene_with_itself():
+    edges = pd.DataFrame({"regulator": ["t1", "t1"], "target": ["g", "t1"]})
+    importance = pd.DataFrame({"g": [1.0, 9.0], "t1": [5.0, 9.0], "h": [0.0, 9.0]}, ["t1", "g"])
+    assert recovery.edge_recovery(importance, edges) == {"auprc": 1.0, "chance": 0.5}
+
+
+def test_a_model_with_random_weights_is_explained_otherwise():
+    model, cells, background = fitted()
+    groups = model.groups_
+    trained = explain.attribute(model, cells, outputs=groups, background=background)
+    others = [recovery.randomised(model, seed) for seed in range(8)]
+    similar = [
+        faithfulness.spearman(
+            trained, explain.attribute(m, cells, outputs=groups, background=background)
+        ).mean()
+        for m in others
+    ]
+    assert abs(np.mean(similar)) < 0.15
+    again = explain.attribute(model, cells, outputs=groups, background=background)
+    assert np.array_equal(again.flat, trained.flat)
 
 
 @pytest.fixture(scope="module")
@@ -101,17 +151,16 @@ def recovered(tmp_path_factory):
     """AUPRC by what is recovered and by what, and the chance level of each."""
     folder = tmp_path_factory.mktemp("recovery")
     run = scmoe.record.Run("dyngen", epochs=2, out_dir=folder, device="cpu")
-    plan = dataclasses.replace(study.PLANS["quick"], n_cells=60, n_shap=4)
-    table = truth.recovery_study(run, plan, n_seeds=1, backbones=["linear"])
-    auprc = table.pivot(index="what", columns="by", values="auprc")
-    return auprc, table.groupby("what")["chance"].first()
+    plan = dataclasses.replace(PLAN, n_cells=60)
+    table = truth.recovery_study(run, plan, backbones=["linear"])
+    return {what: table.filter(like=f"of {what}").set_axis(["auprc", "chance"], axis=1)
+            for what in (truth.GROUPS, truth.EDGES)}  # fmt: skip
 
 
 @pytest.mark.slow
 def test_models_that_know_nothing_recover_nothing(recovered):
-    auprc, chance = recovered
-    ours = explain.METHODS[explain.PRIMARY]
-    assert auprc.at[truth.EDGES, ours] > 2 * chance[truth.EDGES]
-    assert auprc.at[truth.EDGES, truth.RANDOM] < 1.5 * chance[truth.EDGES]
-    groups, by_chance = auprc.loc[truth.GROUPS], chance[truth.GROUPS]
-    assert groups[truth.SHUFFLED] < by_chance + 0.15 < groups[ours]
+    edges, groups = (recovered[what]["auprc"] for what in (truth.EDGES, truth.GROUPS))
+    chance = {what: table["chance"].iloc[0] for what, table in recovered.items()}
+    assert edges[OURS] > 2 * chance[truth.EDGES]
+    assert edges[truth.RANDOM] < 1.5 * chance[truth.EDGES]
+    assert groups[truth.SHUFFLED] < chance[truth.GROUPS] + 0.15 < groups[OURS]

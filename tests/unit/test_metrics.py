@@ -189,3 +189,56 @@ def test_missing_labels_are_refused_by_name(label_key):
     mdata.obs["cell_type"] = [np.nan] + ["a"] * 29
     with pytest.raises(DataError, match=label_key):
         metrics.evaluate(Copycat({}), mdata, label_key)
+
+
+def rows(method, metric, value, target="", source="", modalities="rna+morph"):
+    task = "translation" if target else "supervised"
+    row = {"method": method, "task": task, "metric": metric, "modalities": modalities}
+    return row | {"target_modality": target, "source_modality": source, "value": value}
+
+
+RECORDS = pd.DataFrame(
+    [
+        rows("ridge", "r2", 0.3, "rna", "morph"),
+        rows("scMoE", "accuracy", 0.9),
+        rows("scMoE", "r2", 0.1, "rna", "morph"),
+        rows("scMoE", "r2", 0.5, "morph", "rna"),
+        rows("late fusion", "accuracy", 0.5),
+        rows("late fusion", "accuracy", 0.6, modalities="rna"),
+    ]
+)
+
+
+def test_methods_stand_in_rows_best_first_and_translations_are_averaged():
+    table = metrics.wide(RECORDS)
+    assert list(table.index) == ["scMoE", "late fusion of rna", "late fusion", "ridge"]
+    assert list(table.columns) == ["accuracy", "r2"]
+    assert table.at["scMoE", "r2"] == pytest.approx(0.3)
+
+
+def test_pairs_and_grids_hold_each_translation_once():
+    pairs = metrics.pairs(RECORDS)
+    assert pairs.at[("rna", "morph"), "ridge"] == 0.3
+    assert np.isnan(pairs.at[("morph", "rna"), "ridge"])
+    assert set(pairs) == {"ridge", "scMoE", "late fusion"}
+    grids = metrics.grids(RECORDS)
+    assert set(grids) == {"ridge", "scMoE"}
+    assert grids["scMoE"].at["morph", "rna"] == 0.5
+    assert np.isnan(np.diag(grids["scMoE"])).all()
+
+
+def test_one_modality_has_no_pairs_and_still_all_methods():
+    alone = RECORDS[RECORDS["task"] != "translation"]
+    assert metrics.pairs(alone).shape == (0, 2)
+    assert metrics.grids(alone) == {}
+    assert np.isnan((metrics.pairs(alone)["scMoE"]).mean())
+
+
+def test_the_error_of_a_difference_is_that_of_independent_methods():
+    assert metrics.error(0.5, 0.5, 50) == pytest.approx(0.1)
+
+
+def test_clusters_get_the_names_of_the_groups_they_match():
+    truth = ["a", "a", "b", "b", "b"]
+    named = metrics.matched(truth, ["1", "1", "0", "0", "2"])
+    assert named.tolist() == ["a", "a", "b", "b", "cluster 2"]

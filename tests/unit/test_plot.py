@@ -17,38 +17,31 @@ GROUPS = np.array(["a", "b"] * 20)
 
 FIGURES = {
     "scores": lambda: plot.scores(
-        pd.DataFrame({"accuracy": [0.9, np.nan]}, ["scMoE", "ridge"]), {"accuracy": "accuracy"}, "T"
+        pd.DataFrame({"accuracy": [0.9, np.nan]}, ["scMoE", "ridge"]), ["accuracy", "r2"], "T"
+    ),
+    "standings": lambda: plot.standings(
+        {"groups": pd.DataFrame({"s1": [0.5, 0.4], "s2": [0.1, np.nan]}, ["scMoE", "ridge"])}, "T"
     ),
     "group_sizes": lambda: plot.group_sizes(pd.DataFrame({"test": [1, 2]}, ["a", "b"]), "T"),
     "batches": lambda: plot.batches(pd.DataFrame({"s1": [1, 0], "s2": [3, 4]}), ["s1"], "T"),
     "training_curves": lambda: plot.training_curves(
-        pd.DataFrame({"train loss": [2.0, 1.0], "val loss": [2.0, 1.5]}, [1, 2]), 2, "T"
+        pd.DataFrame({"epoch": [1, 2], "loss": [2.0, 1.0], "val_loss": [2.0, 1.5]}), "T"
     ),
     "confusion": lambda: plot.confusion(GROUPS, GROUPS[::-1], "T"),
-    "embedding": lambda: plot.embedding(
-        XY, GROUPS, GROUPS[::-1], group_colours("ab"), "T", GROUPS == "a", XY + 1
+    "cells": lambda: plot.cells(
+        XY, {"truth": GROUPS, "gene": np.arange(40)}, "T", XY + 1, GROUPS == "a"
     ),
-    "tissue_map": lambda: plot.tissue_map(
-        np.indices((8, 5)).reshape(2, -1).T,
-        {"truth": GROUPS},
-        group_colours("ab"),
-        "T",
-        GROUPS == "a",
-    ),
-    "trajectory": lambda: plot.trajectory(
-        XY, GROUPS, np.linspace(0, 1, 40), group_colours("ab"), "T"
+    "tissue": lambda: plot.cells(
+        np.indices((8, 5)).reshape(2, -1).T, {"truth": GROUPS}, "T", tissue=True
     ),
     "translation_heatmap": lambda: plot.translation_heatmap({"scMoE": PAIRS, "ridge": PAIRS}, "T"),
     "expert_usage": lambda: plot.expert_usage(
-        {"rna": pd.DataFrame([[0.5, 0.5], [0.0, 1.0]], ["a", "b"])}, "T"
+        pd.DataFrame([[0.5, 0.5], [0.0, 1.0]]).set_index(
+            pd.MultiIndex.from_tuples([("rna", "a"), ("rna", "b")])
+        ),
+        "T",
     ),
 }
-
-
-@pytest.fixture(autouse=True)
-def no_mark():
-    yield
-    plot.style()
 
 
 def texts(fig):
@@ -57,20 +50,31 @@ def texts(fig):
 
 
 @pytest.mark.parametrize("name", FIGURES)
-def test_every_figure_says_when_its_cells_are_not_real(name, tmp_path):
-    plot.style("stand-in")
-    fig = FIGURES[name]()
-    fig.savefig(tmp_path / "figure.svg")
-    assert "(stand-in)" in fig.get_suptitle()
-    plot.style()
-    assert FIGURES[name]().get_suptitle() == "T"
+def test_every_figure_has_its_title_and_can_be_drawn(name, tmp_path):
+    figure = FIGURES[name]()
+    figure.savefig(tmp_path / "figure.svg")
+    assert figure.get_suptitle() == "T"
+
+
+def test_nothing_is_drawn_where_there_is_nothing_to_translate():
+    assert plot.translation_heatmap({}, "T") is None
+
+
+def test_the_best_of_each_set_has_a_dot():
+    assert texts(FIGURES["standings"]()).count("●") == 2
+
+
+def test_methods_without_a_score_are_left_out():
+    table = pd.DataFrame({"accuracy": [0.9, np.nan], "r2": np.nan}, ["scMoE", "ridge"])
+    shown = texts(plot.scores(table, ["accuracy", "ari"], "T"))
+    assert "scMoE" in shown and "ridge" not in shown and "ARI" not in shown
 
 
 def test_the_same_figure_is_drawn_byte_for_byte(tmp_path):
     plot.style()
     drawn = []
     for number in range(2):
-        FIGURES["embedding"]().savefig(tmp_path / f"{number}.svg", metadata={"Date": None})
+        FIGURES["cells"]().savefig(tmp_path / f"{number}.svg", metadata={"Date": None})
         drawn.append((tmp_path / f"{number}.svg").read_bytes())
     assert drawn[0] == drawn[1]
 
@@ -88,9 +92,10 @@ def test_confusion_counts_cells_and_puts_rows_first():
     assert texts(fig).count("1") == 3
 
 
-def test_an_unknown_group_is_drawn_and_named_other():
-    fig = plot.embedding(XY, ["c"] * 40, GROUPS, group_colours("ab"), "T")
-    assert "other" in [text.get_text() for text in fig.legends[0].get_texts()]
+def test_every_group_that_is_drawn_is_named_once_and_a_number_has_a_scale():
+    figure = plot.cells(XY, {"truth": GROUPS, "predicted": ["c"] * 40, "gene": XY[:, 0]}, "T")
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", "b", "c"]
+    assert len(figure.axes) == 4
 
 
 def test_names_sort_by_the_numbers_in_them():

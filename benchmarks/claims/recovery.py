@@ -91,21 +91,6 @@ def simple_scores(model, mdata: MuData, labels: Sequence[str]) -> dict[str, pd.D
     }
 
 
-def simple_importance(model, mdata: MuData, labels: Sequence[str]) -> pd.DataFrame:
-    """Importance by (modality, feature) without the model.
-
-    Columns: `correlation`, the largest |Pearson| with a label, and `logistic coefficients`, the
-    mean |coefficient|.
-    """
-    by_label = simple_scores(model, mdata, labels)
-    return pd.DataFrame(
-        {
-            "correlation": by_label["correlation"].abs().max(axis=1),
-            "logistic coefficients": by_label["logistic coefficients"].abs().mean(axis=1),
-        }
-    )
-
-
 def correlations(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Pearson correlation of columns of `a` with columns of `b`; 0 where one is constant."""
     a, b = (v - v.mean(0) for v in (a, b))

@@ -1,0 +1,1 @@
+"""What the tables of record of the claims are made of."""
