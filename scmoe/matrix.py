@@ -20,7 +20,7 @@ from pathlib import Path
 import pandas as pd
 
 from scmoe import contest, paper
-from scmoe.baselines import UnitedNet
+from scmoe.baselines import Boosting, KernelEnsemble, UnitedNet
 from scmoe.baselines.roster import peer_methods, simple_methods
 from scmoe.data import DataError, Split
 from scmoe.metrics import COLUMNS, evaluate
@@ -32,6 +32,7 @@ SCORES = ["metrics.py", "paper.py"]
 SOURCES = {  # what decides the numbers of a group of methods
     "simple": ["data", "method.py", "clusters.py", *(f"baselines/{name}.py" for name in
                ("components", "roster", "heads", "classifiers", "regression", "clustering"))],
+    "ensembles": ["data", "method.py", "baselines/ensembles.py"],
     "unitednet": ["data", "method.py", "baselines/unitednet.py", "nn/losses.py"],
     "peers": ["data", "method.py", *(f"baselines/{name}.py" for name in
               ("components", "roster", "peers", "clustering"))],
@@ -74,6 +75,11 @@ def others(group: str, split: Split) -> Iterator:
     """Give the methods of a group that are not ours, for both tasks, not yet fitted."""
     if group == "peers":
         yield from peer_methods(split)
+        return
+    if group == "ensembles":
+        yield Boosting()
+        if len(split.modalities) > 1:
+            yield KernelEnsemble()
         return
     for task in ("supervised", "unsupervised"):
         if group == "unitednet":

@@ -7,6 +7,7 @@ from scmoe.baselines.classifiers import (
     LogisticRegression,
 )
 from scmoe.baselines.clustering import WNN, KMeans, Leiden
+from scmoe.baselines.ensembles import Boosting, KernelEnsemble
 from scmoe.baselines.linear import Linear
 from scmoe.baselines.regression import PLS, KernelRidge, ReducedRank, Ridge
 from scmoe.baselines.unitednet import UnitedNet
@@ -14,9 +15,11 @@ from scmoe.baselines.unitednet import UnitedNet
 __all__ = [
     "PLS",
     "WNN",
+    "Boosting",
     "CoordinateNeighbours",
     "DiscriminantAnalysis",
     "KMeans",
+    "KernelEnsemble",
     "KernelRidge",
     "Leiden",
     "Linear",

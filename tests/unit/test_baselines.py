@@ -34,6 +34,7 @@ TRANSLATIONS = [
     baselines.ReducedRank,
     baselines.PLS,
     baselines.KernelRidge,
+    baselines.KernelEnsemble,
 ]
 
 
@@ -58,7 +59,16 @@ def test_groups_are_found_and_probabilities_sum_to_one(make, split):
     assert not hasattr(model, "translate")
 
 
-@pytest.mark.parametrize("make", [*GROUP_METHODS, *TRANSLATIONS])
+def test_trees_name_groups_and_translate(split):
+    model = baselines.Boosting().fit(split)
+    scores = scmoe.evaluate(model, split.test)
+    assert scores.query("metric == 'accuracy'")["value"].item() >= 0.9
+    assert scores.query("metric == 'r2'")["value"].max() > 0.3
+    part = md.MuData({"rna": split.test["rna"]})
+    np.testing.assert_allclose(model.predict(part)[model.groups_].sum(axis=1), 1)
+
+
+@pytest.mark.parametrize("make", [*GROUP_METHODS, *TRANSLATIONS, baselines.Boosting])
 def test_test_cells_never_touch_what_is_fitted(make, split):
     before = result(make().fit(split), split.val)
     for part in split.test.mod.values():
