@@ -156,10 +156,21 @@ def binary_translation_metrics(truth, predicted) -> dict[str, float]:
                 continue
             ranks = stats.rankdata(score)[on].sum() - n_on * (n_on + 1) / 2
             auroc.append(ranks / (n_on * (len(score) - n_on)))  # Mann-Whitney U
-            auprc.append(sk.average_precision_score(on, score))
+            auprc.append(average_precision(on, score))
     if not auroc:
         return {"auroc": np.nan, "auprc": np.nan}
     return {"auroc": float(np.mean(auroc)), "auprc": float(np.mean(auprc))}
+
+
+def average_precision(on: np.ndarray, score: np.ndarray) -> float:
+    """Average precision `(n_cells,)`; scikit-learn's checks of each column take ten times as long.
+
+    Cells with equal scores come at once.
+    """
+    order = np.argsort(-score, kind="stable")
+    last = np.append(np.diff(score[order]) != 0, True)  # of each run of equal scores
+    hits, seen = on[order].cumsum()[last], np.flatnonzero(last) + 1
+    return float((np.diff(hits, prepend=0) * hits / seen).sum() / on.sum())
 
 
 def evaluate(model, mdata: MuData, label_key: str | None = None) -> pd.DataFrame:
