@@ -99,16 +99,14 @@ def correlations(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def randomised(model, seed: int = 0):
-    """The same architecture with weights drawn anew, linear part and all (Adebayo et al. 2018).
+    """A part of scMoE with weights drawn anew (Adebayo et al. 2018).
 
-    Weights of the networks are initialised again; those of the linear part are permuted within
-    each matrix, which keeps their sizes. Components and what weighs views and parts stay.
+    Weights of networks are initialised again; those of the linear part are permuted within each
+    matrix, which keeps their sizes. Components and what weighs views stay.
     """
+    if not hasattr(model, "network_"):
+        return _permuted(model, seed)
     other = copy.copy(model)
-    if hasattr(model, "experts"):
-        other.experts = randomised(model.experts, seed)
-        other.linear = None if model.linear is None else _permuted(model.linear, seed)
-        return other
     network = model.network_
     other.seed = seed
     other.network_ = other._network(network.n_features, len(model.groups_))
