@@ -104,7 +104,8 @@ def _shown(value, form: str) -> str:
     """Format a number, with its interval where it has one; escape text, so that it stays text."""
     if isinstance(value, tuple):
         number, low, high = (_shown(part, form) for part in value)
-        return f'<abbr title="95 % interval {low} to {high}">{number}</abbr>'
+        known = all(map(math.isfinite, value))
+        return f'<abbr title="95 % interval {low} to {high}">{number}</abbr>' if known else number
     if isinstance(value, str):
         one_line = " ".join(value.split())
         return re.sub(r"[!-/:-@\[-`{-~]", lambda found: f"&#{ord(found[0])};", one_line)

@@ -4,7 +4,7 @@ An *entry* is one number that methods compete for: a set of cells, a task, a met
 translation, its target and source. Methods are compared on the same folds and seeds.
 
 Seeds of one fold share their test cells, so they are averaged first, and folds are what is
-repeated. Folds share most of their training cells, so intervals and p-values use the variance that
+repeated. Folds share most of their training cells, so intervals use the variance that
 Nadeau and Bengio (2003) correct for that: times 1/n + 1/(k - 1) instead of 1/n, for n folds run of
 the k that there are. With fewer than three folds, seeds are what is repeated, and nothing is said
 of other cells.
@@ -19,6 +19,7 @@ import pandas as pd
 from scipy import stats
 
 from scmoe.data import DATASETS
+from scmoe.data.catalog import MOP_BATCHES
 
 ENTRY = ["set", "task", "metric", "target_modality", "source_modality"]
 UNIT = ["fold", "seed"]
@@ -39,9 +40,9 @@ N_BOOTSTRAP = 10_000
 def prepare(records: pd.DataFrame, metrics: dict[str, list[str]] = METRICS) -> pd.DataFrame:
     """Keep the strict records of the metrics that count, and name sets, entrants and their kind.
 
-    DBiT-seq's published split and its blocks are sets of their own, and so is each batch of
-    ATAC + gene: they ask different questions. An entrant is a method with the modalities it reads,
-    where those are not all.
+    DBiT-seq's published split and its blocks are sets of their own, and so are the batches of
+    mouse cortex and each batch of ATAC + gene: they ask different questions. An entrant is a method
+    with the modalities it reads, where those are not all.
 
     Returns
     -------
@@ -56,6 +57,7 @@ def prepare(records: pd.DataFrame, metrics: dict[str, list[str]] = METRICS) -> p
     table["fold"] = table["fold"].astype(str)
     block = table["fold"].str.startswith("block")
     table["set"] = table["dataset"] + np.where(block, " blocks", "")
+    table.loc[table["fold"].isin(MOP_BATCHES), "set"] += " batches"
     batch = table["dataset"].eq("atacseq")
     table.loc[batch, "set"] += " " + table.loc[batch, "fold"]
     n_read = table["modalities"].str.count(r"\+")
@@ -128,21 +130,12 @@ def _best(both: pd.DataFrame, key: list[str]) -> pd.DataFrame:
     return best[[*key, "rival"]]
 
 
-def fixed(table: pd.DataFrame) -> list[str]:
-    """Name one simple method for each task: the best on average over all entries of the task.
-
-    Of those that took part in all entries in which any did; means over folds and seeds.
-    """
-    simple = table[table["kind"].eq("simple")]
-    wide = simple.pivot_table(index=ENTRY, columns="entrant", values="value")
-    parts = [part.dropna(axis=1) for _, part in wide.groupby(level="task")]
-    return [part.mean().idxmax() for part in parts if part.shape[1]]
-
-
 def folds_of(name: str) -> int:
     """Give into how many folds a set is cut."""
+    if name == "mop batches":
+        return len(MOP_BATCHES)
     known = DATASETS.get(name.split("-")[0])
-    return len(known.folds) if known else 5  # five, too, of blocks
+    return known.n_folds or len(known.folds) if known else 5  # five, too, of blocks
 
 
 def paired(difference: pd.Series, k: int = 5) -> dict[str, float]:
@@ -151,9 +144,8 @@ def paired(difference: pd.Series, k: int = 5) -> dict[str, float]:
     Returns
     -------
     `difference` (the mean), `se` (the plain paired standard error), `low` and `high` (the 95 %
-    interval), `p` (two-sided; both corrected for overlapping training cells) and `n` (how often
-    it was repeated: folds, or seeds where there are fewer than three folds). Undefined values are
-    NaN.
+    interval, corrected for overlapping training cells) and `n` (how often it was repeated: folds,
+    or seeds where there are fewer than three folds). Undefined values are NaN.
     """
     units = difference.groupby(level="fold").mean()
     folds = len(units) >= 3
@@ -162,93 +154,42 @@ def paired(difference: pd.Series, k: int = 5) -> dict[str, float]:
     spread = float(units.std()) if n > 1 else np.nan
     wide = spread * np.sqrt(1 / n + (1 / (k - 1) if folds else 0))
     half = stats.t.ppf(0.975, n - 1) * wide if n > 1 else np.nan
-    p = 2 * stats.t.sf(abs(mean) / wide, n - 1) if n > 1 and wide > 0 else np.nan
     low, high = mean - half, mean + half
-    return {"difference": mean, "se": spread / np.sqrt(n), "low": low, "high": high, "p": p, "n": n}
+    return {"difference": mean, "se": spread / np.sqrt(n), "low": low, "high": high, "n": n}
 
 
 def by_entry(found: pd.DataFrame) -> pd.DataFrame:
-    """Summarise each entry: means of both, the difference with its interval, Holm's p, verdict.
+    """Summarise each entry: the difference with its interval, and whether it is clear.
 
     `below` says that ours is lower by more than a standard error and by more than `LEAST`, and
     `above` the reverse. The rival named is the one that was chosen most often.
     """
-    rows, order = [], [(task, m) for task, names in METRICS.items() for m in names]
-    rank = {pair: place for place, pair in enumerate(order)}
-    parts = found.groupby(ENTRY, sort=False)
-    for key, part in sorted(parts, key=lambda entry: (entry[0][0], rank.get(entry[0][1:3], 0))):
-        row = dict(zip(ENTRY, key, strict=True)) | {"ours": part["ours"].mean()}
-        row |= {"rival": part["rival"].mode()[0], "theirs": part["theirs"].mean()}
-        k = folds_of(row["set"])
-        rows.append(row | paired(part.set_index(UNIT)["difference"], k))
-    numbers = ["ours", "rival", "theirs", "difference", "se", "low", "high", "p", "n"]
-    table = pd.DataFrame(rows, columns=[*ENTRY, *numbers])
-    table["p_holm"] = holm(table["p"].to_numpy(float))
+    rows = [
+        dict(zip(ENTRY, key, strict=True))
+        | {"rival": part["rival"].mode()[0]}
+        | paired(part.set_index(UNIT)["difference"], folds_of(key[0]))
+        for key, part in found.groupby(ENTRY, sort=False)
+    ]
+    columns = [*ENTRY, "rival", "difference", "se", "low", "high", "n"]
+    table = pd.DataFrame(rows, columns=columns)
     noise = table["se"].fillna(0).clip(lower=LEAST)
     table["below"], table["above"] = table["difference"] < -noise, table["difference"] > noise
     return table
-
-
-def by_group(found: pd.DataFrame) -> pd.DataFrame:
-    """Average entries of the same set and task within folds and seeds, and summarise that."""
-    rows = []
-    for (name, task), part in found.groupby(["set", "task"], sort=False):
-        mean = part.groupby(UNIT)["difference"].mean()
-        rows.append({"set": name, "task": task} | paired(mean, folds_of(name)))
-    return pd.DataFrame(rows, columns=["set", "task", "difference", "se", "low", "high", "p", "n"])
 
 
 def overall(entries: pd.DataFrame, seed: int = 0) -> dict[str, float]:
     """Give the mean difference over all entries, with a 95 % interval.
 
     Entries of one set are alike, so the interval comes from drawing sets (with all their entries)
-    with replacement. Metrics count as they are: all lie between 0 and 1, R² below 1.
+    with replacement; with fewer than three sets there is none. Metrics count as they are: all lie
+    between 0 and 1, R² below 1.
     """
     counts = {name: int(entries[name].sum()) for name in ("below", "above")}
     counts |= {"entries": len(entries), "sets": entries["set"].nunique()}
     sums = entries.groupby("set")["difference"].agg(["sum", "count"]).to_numpy(float)
-    if not len(sums):
-        return {"mean": np.nan, "low": np.nan, "high": np.nan} | counts
+    if len(sums) < 3:
+        return {"mean": entries["difference"].mean(), "low": np.nan, "high": np.nan} | counts
     drawn = np.random.default_rng(seed).integers(len(sums), size=(N_BOOTSTRAP, len(sums)))
     totals = sums[drawn].sum(1)  # (N_BOOTSTRAP, 2)
     low, high = np.percentile(totals[:, 0] / totals[:, 1], [2.5, 97.5])
     return {"mean": entries["difference"].mean(), "low": low, "high": high} | counts
-
-
-def holm(p: np.ndarray) -> np.ndarray:
-    """Correct p-values for their number (Holm 1979); NaN stays NaN and is not counted."""
-    p = np.asarray(p, float)
-    order = np.argsort(p)[: np.isfinite(p).sum()]  # NaN come last
-    steps = p[order] * np.arange(len(order), 0, -1)
-    corrected = np.full(len(p), np.nan)
-    corrected[order] = np.minimum(np.maximum.accumulate(steps), 1)
-    return corrected
-
-
-def ranks(table: pd.DataFrame) -> pd.DataFrame:
-    """Rank the entrants of each entry (1 is best), and average over entries.
-
-    Entrants are the methods that read all modalities, and the best of the linear classifiers of a
-    single one; those that take part in less than half of a task's entries are left out.
-
-    Returns
-    -------
-    Methods in rows; columns (task, metric), and in `entries` how many they took part in at most.
-    """
-    table = table[~table["entrant"].str.contains(" of ", regex=False)].copy()
-    several = table.groupby("dataset")["modalities"].transform(
-        lambda m: m.str.contains("+", regex=False).any()
-    )
-    single = several & ~table["modalities"].str.contains("+", regex=False)
-    single &= table["task"].eq("supervised") & table["modalities"].ne("coordinates")
-    table.loc[single, "entrant"] = "best single modality, linear"
-    mean = table.groupby([*ENTRY, "method", "entrant"])["value"].mean().reset_index()
-    best = mean.groupby([*ENTRY, "entrant"])["value"].max().reset_index()
-    best["rank"] = best.groupby(ENTRY)["value"].rank(ascending=False)
-    grouped = best.groupby(["entrant", "task", "metric"])["rank"]
-    n = grouped.count().unstack(["task", "metric"])
-    wide = grouped.mean().unstack(["task", "metric"]).where(n >= n.max() / 2)
-    order = [(t, m) for t, names in METRICS.items() for m in names if (t, m) in wide]
-    wide = wide[order].dropna(how="all")
-    wide["entries"] = n.max(axis=1).astype(int)
-    return wide.loc[wide[order].mean(axis=1).sort_values().index]

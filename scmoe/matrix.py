@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from scmoe import contest, summary
+from scmoe import contest, paper
 from scmoe.baselines import UnitedNet
 from scmoe.baselines.roster import peer_methods, simple_methods
 from scmoe.data import DataError, Split
@@ -45,7 +45,11 @@ def ours(run: Run, split: Split) -> pd.DataFrame:
     Translations are those of the supervised run.
     """
     model = run.fit(ScMoE(run.task, run.config(), run.seed), split, progress=False)
-    table = summary.score_ours(run, model, split)
+    parts = [] if model.linear is None else [model.experts, model.linear]
+    tables = [evaluate(method, split.test) for method in [model, *parts]]
+    if run.protocol == "paper":
+        tables.append(paper.score(model, split))
+    table = pd.concat(tables, ignore_index=True)
     return table if run.task == "supervised" else table[table["task"] != "translation"]
 
 
@@ -92,7 +96,7 @@ def score(run: Run, group: str, split: Split) -> tuple[pd.DataFrame, list[dict]]
     tables, refused = [], []
     for method in others(group, split):
         try:
-            table = summary.score(run, method, split)
+            table = evaluate(method.fit(split), split.test)
         except Exception as error:
             expected = isinstance(error, DataError | ImportError)
             if not expected and group != "peers":

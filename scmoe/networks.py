@@ -140,7 +140,8 @@ class Experts(Part):
         """Give member, rows and batch, for the cells among ``rows`` that a member holds out."""
         for k in range(self.config.model.members):
             held = rows[known.fold[rows] == k]
-            for part in np.array_split(held, max(1, -(-len(held) // EVAL_BATCH))):
+            n_parts = -(-len(held) // EVAL_BATCH)  # 0 where it holds out none of them
+            for part in np.array_split(held, n_parts) if n_parts else []:
                 yield k, part, cells.batch(torch.as_tensor(part)[None])
 
     def _network(self, widths: list[int], n_groups: int) -> Network:

@@ -85,34 +85,25 @@ def scores(table: pd.DataFrame, metrics: Sequence[str], title: str) -> Figure:
     return fig
 
 
-def differences(table: pd.DataFrame, title: str) -> Figure:
-    """Draw differences with their intervals, a panel per task; right of the line is better.
+def standings(tables: Mapping[str, pd.DataFrame], title: str) -> Figure:
+    """Draw how far each method (rows) is behind the best of each set (columns), a panel per task.
 
     Parameters
     ----------
-    table
-        One row per dot: `task` (the panel), `name` (the line), `against` (colour and shape),
-        `difference`, `low` and `high` (NaN: no interval). At most four different `against`.
+    tables
+        Task -> method × set: mean score, NaN (grey) where a method did not take part.
     """
-    tasks, names, rivals = (list(table[c].unique()) for c in ("task", "name", "against"))
-    height = 1.3 + 0.12 * len(names) * (len(rivals) + 0.5)
-    fig, axes = figure(title, 1, len(tasks), height=height, sharey=True)
-    for ax, task in zip(axes, tasks, strict=True):
-        ax.axvline(0, color="#bbbbbb", lw=1, zorder=0)
-        shown = table[table["task"] == task]
-        looks = zip(rivals, ["#CC6677", "#332288", "#999933", "#777777"], "oDs^", strict=False)
-        for i, (rival, colour, marker) in enumerate(looks):
-            part = shown[shown["against"] == rival]
-            rows = part["name"].map(names.index) + (i + 1) / (len(rivals) + 1) - 0.5
-            ax.hlines(rows, part["low"], part["high"], colors=colour, lw=1.2)
-            ax.scatter(part["difference"], rows, c=colour, marker=marker, s=16, label=rival)
-        reach = 1.5 * shown["difference"].abs().max()
-        ax.set(title=task, xlim=(-reach, reach), ylim=(len(names) - 0.5, -0.5))
-        ax.set_yticks(range(len(names)), [fill(name, 20) for name in names], fontsize=8)
-        ax.hlines(np.arange(len(names) - 1) + 0.5, -reach, reach, color="#eeeeee", lw=0.8)
-        ax.locator_params("x", nbins=3)
-        ax.tick_params(axis="y", length=0)
-    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center")
+    rows = [len(table) for table in tables.values()]
+    fig, axes = figure(title, len(tables), height=2.4 + 0.2 * sum(rows), height_ratios=rows)
+    for ax, (task, table) in zip(axes, tables.items(), strict=True):
+        behind = table.max() - table
+        table = table.loc[behind.mean(axis=1).sort_values().index, in_order(table)]
+        behind = behind.reindex_like(table)
+        mesh = heat(ax, behind, 0, 0.2, behind.eq(0).replace({True: "●", False: ""}), size=7)
+        ax.set(title=task, facecolor="#d8d8d8")
+        ax.tick_params(labelsize=8)
+        ax.tick_params(axis="x", rotation=90, labelbottom=ax is axes[-1])
+    fig.colorbar(mesh, ax=list(axes), label="behind the best of the set", extend="max", shrink=0.5)
     return fig
 
 

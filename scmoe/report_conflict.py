@@ -7,7 +7,7 @@ import pandas as pd
 from IPython.display import HTML, Markdown
 from matplotlib.figure import Figure
 
-from scmoe import conflict, plot, report
+from scmoe import conflict, page, plot
 from scmoe.colours import FAINT, title_of
 
 COLOURS = {
@@ -112,14 +112,14 @@ def changes(table: pd.DataFrame, caption: str) -> HTML:
     """Show what all further modalities change, by ladder and method."""
     found = conflict.changes(table)
     found = found.assign(ladder=found["ladder"].map(LADDERS), metric=found["metric"].map(NAMES))
-    return report.table(found.set_index(["ladder", "metric", "method"]), caption)
+    return page.table(found.set_index(["ladder", "metric", "method"]), caption)
 
 
 def spared(table: pd.DataFrame, caption: str) -> HTML:
     """Show how much more sparse experts gain than the dense network."""
     found = conflict.spared(table)
     found = found.assign(ladder=found["ladder"].map(LADDERS), metric=found["metric"].map(NAMES))
-    return report.table(found.set_index(["ladder", "metric"]), caption)
+    return page.table(found.set_index(["ladder", "metric"]), caption)
 
 
 def gradients(table: pd.DataFrame, title: str) -> Figure:
@@ -173,4 +173,4 @@ def about_gradients(table: pd.DataFrame) -> Markdown:
 
 def origin() -> Markdown:
     """Say where the table of record comes from: the first lines of its file."""
-    return report.provenance(conflict.REFERENCE)
+    return page.provenance(conflict.REFERENCE)

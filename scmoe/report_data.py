@@ -8,9 +8,13 @@ import numpy as np
 import pandas as pd
 from IPython.display import HTML, Markdown
 from matplotlib.figure import Figure
+from mudata import MuData
+from scipy import sparse
+from sklearn.decomposition import PCA
+from sklearn.manifold import TSNE
 
-from scmoe import baselines, plot, report, summary
-from scmoe.colours import title_of
+from scmoe import baselines, page, plot
+from scmoe.colours import in_order, title_of
 from scmoe.data import DATASETS, Split, Transform
 from scmoe.data import load as load_set
 from scmoe.data.kinds import summarise
@@ -28,6 +32,7 @@ PICTURED = 800  # cells in a t-SNE, so that the page takes no minute
 
 def load(run: Run) -> dict[str, Split]:
     """Load each set's first published fold; a stand-in takes the place of missing files."""
+    plot.style()
     with run.clock("load"), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="files of .* not found")  # the page says it
         options = {"root": run.data_root, "allow_standin": run.allow_standin}
@@ -41,10 +46,10 @@ def banner(sets: dict[str, Split]) -> HTML:
     lines = []
     for name, split in sets.items():
         n = split.train.n_obs + split.val.n_obs + split.test.n_obs
-        lines.append(f"<li>{NAMES[name]}: {report.mark(split)} ({n:,} cells)</li>")
-    loud = any(report.SOURCES[split.data_source][0] for split in sets.values())
+        lines.append(f"<li>{NAMES[name]}: {page.origin(split)} ({n:,} cells)</li>")
+    loud = any(page.SOURCES[split.data_source][0] for split in sets.values())
     body = f'<strong>Data:</strong><ul style="margin:.2em 0 0">{"".join(lines)}</ul>'
-    return report.box(body, "scmoe-data", loud)
+    return page.box(body, "scmoe-data", loud)
 
 
 def overview(sets: dict[str, Split]) -> HTML:
@@ -55,21 +60,19 @@ def overview(sets: dict[str, Split]) -> HTML:
         rows[NAMES[name]] = {
             "published cells": f"{known.n_cells:,}",
             "cells here": f"{sum(part.n_obs for part in parts):,}",
-            "these are": report.SOURCES[split.data_source][0] or "data files",
-            "groups": len(summary.cells_of(split)),
-            "smallest group": int(summary.cells_of(split).sum(axis=1).min()),
+            "these are": page.SOURCES[split.data_source][0] or "data files",
+            "groups": len(_cells_of(split)),
+            "smallest group": int(_cells_of(split).sum(axis=1).min()),
             "features": " + ".join(
                 f"{split.train[m].n_vars:,} {title_of(m)}" for m in split.modalities
             ),
             "folds": len(known.folds),
         }
-    report.mark(None)  # it has one for each row
-    return report.table(pd.DataFrame.from_dict(rows, orient="index"), "The data sets")
+    return page.table(pd.DataFrame.from_dict(rows, orient="index"), "The data sets")
 
 
 def values(split: Split) -> HTML:
     """Show, for each modality, what kind of numbers it has (training cells)."""
-    report.mark(split)
     kinds = Transform().fit(split.train).describe()
     rows = {}
     for name in split.modalities:
@@ -85,14 +88,14 @@ def values(split: Split) -> HTML:
             "stored": kinds.at[name, "stored"],
             "taken for": f"{kinds.at[name, 'kind']} ({kinds.at[name, 'why']})",
         }
-    caption = f"{NAMES[split.name]}: values of the training cells"
-    return report.table(pd.DataFrame.from_dict(rows, orient="index"), caption, digits=2)
+    caption = f"{_name(split)}: values of the training cells"
+    return page.table(pd.DataFrame.from_dict(rows, orient="index"), caption, digits=2)
 
 
 def origin(split: Split) -> Markdown:
     """Say where a set comes from, under which licence, and what is known to be wrong with it."""
     known = DATASETS[split.name]
-    words, where = report.mark(split), "none: nothing was read from files"
+    words, where = page.origin(split), "none: nothing was read from files"
     if split.checksums:
         where = ", ".join(f"`{file}` ({digits})" for file, digits in split.checksums.items())
     points = [
@@ -107,56 +110,50 @@ def origin(split: Split) -> Markdown:
 
 def group_sizes(split: Split) -> Figure:
     """Draw the groups' sizes in training, validation and test cells."""
-    report.mark(split)
-    return plot.group_sizes(summary.cells_of(split), f"{NAMES[split.name]}: cells of each group")
+    return plot.group_sizes(_cells_of(split), f"{_name(split)}: cells of each group")
 
 
 def tissue(split: Split) -> Figure:
     """Draw pixels where they lie, coloured by region; the published test pixels are outlined."""
-    report.mark(split)
-    pixels = summary.together(split)
+    pixels = _together(split)
     panel = {"regions (outlined: test pixels)": pixels["groups"]}
-    title = "DBiT-seq: the tissue"
+    title = f"{_name(split)}: the tissue"
     return plot.cells(pixels["positions"], panel, title, None, pixels["tested"], tissue=True)
 
 
 def folds(split: Split) -> Figure:
     """Draw which pixels are held out: at random, as published, and in contiguous blocks."""
-    report.mark(split)
     obs = pd.concat([part.obs for part in (split.train, split.val, split.test)])
     panels = {
         words: np.where(held_out(DATASETS["dbitseq"], obs, fold), "test", "training, validation")
         for fold, words in FOLDS.items()
     }
-    positions = summary.together(split)["positions"]
-    return plot.cells(positions, panels, "DBiT-seq: what is held out", tissue=True)
+    positions = _together(split)["positions"]
+    return plot.cells(positions, panels, f"{_name(split)}: what is held out", tissue=True)
 
 
 def trajectory(split: Split) -> Figure:
     """Draw simulated cells on the principal axes of their mRNA."""
-    report.mark(split)
-    cells = summary.together(split)
-    xy = summary.principal_axes(split, Transform().fit(split.train), "mrna")
+    cells = _together(split)
+    xy = _principal_axes(split, Transform().fit(split.train), "mrna")
     panels = {"group": cells["groups"], "simulated time": cells["pseudotime"]}
-    return plot.cells(xy, panels, "Dyngen: principal components of mRNA")
+    return plot.cells(xy, panels, f"{_name(split)}: principal components of mRNA")
 
 
 def neighbours(split: Split, modality: str, seed: int = 0) -> Figure:
     """Draw training cells by t-SNE of one modality, coloured by group."""
-    report.mark(split)
     scaled = Transform().fit(split.train).transform(split.train, [modality])
-    some = summary.some_cells(scaled, PICTURED, seed)
+    some = _some_cells(scaled, PICTURED, seed)
     X = some[modality].X
-    (xy,) = summary.layout(X.toarray() if hasattr(X, "toarray") else np.asarray(X), seed=seed)
-    truth = summary.groups(some, split)
-    title = f"{NAMES[split.name]}: {title_of(modality)} of {len(xy)} training cells"
+    (xy,) = _layout(X.toarray() if hasattr(X, "toarray") else np.asarray(X), seed=seed)
+    truth = _groups(some, split)
+    title = f"{_name(split)}: {title_of(modality)} of {len(xy)} training cells"
     return plot.cells(xy, {"group": truth}, title)
 
 
 def batches(split: Split) -> Figure:
     """Draw which groups occur in which batches."""
-    report.mark(split)
-    return plot.batches(*summary.batches(split), f"{NAMES[split.name]}: groups in each batch")
+    return plot.batches(*_batches(split), f"{_name(split)}: groups in each batch")
 
 
 # --- what DBiT-seq's split and niche give away ---
@@ -198,8 +195,7 @@ def accuracies(records: pd.DataFrame) -> pd.DataFrame:
 
 def leak_figure(records: pd.DataFrame, split: Split) -> Figure:
     """Draw the accuracies, one panel a fold."""
-    report.mark(split)
-    title = "DBiT-seq: accuracy on test pixels, by what is held out"
+    title = f"{_name(split)}: accuracy on test pixels, by what is held out"
     return plot.scores(accuracies(records).rename(columns=FOLDS), list(FOLDS.values()), title)
 
 
@@ -240,8 +236,7 @@ def _verdict(first: float, second: float, n: int) -> str:
 
 def leak_table(records: pd.DataFrame, split: Split) -> HTML:
     """Show the accuracies that the figure draws."""
-    report.mark(split)
-    return report.table(accuracies(records), "DBiT-seq: accuracy on test pixels, by fold")
+    return page.table(accuracies(records), f"{_name(split)}: accuracy on test pixels, by fold")
 
 
 def about_niche(records: pd.DataFrame, split: Split) -> Markdown:
@@ -268,5 +263,89 @@ def coverage(sets: dict[str, Split]) -> HTML:
         }
         for name, s in sets.items()
     }
-    report.mark(None)
-    return report.table(pd.DataFrame.from_dict(rows, orient="index"), "Structure, training cells")
+    return page.table(pd.DataFrame.from_dict(rows, orient="index"), "Structure, training cells")
+
+
+# --- cells as tables and arrays ---
+
+
+def _name(split: Split) -> str:
+    return NAMES[split.name] + page.mark(split)
+
+
+def _groups(mdata: MuData, split: Split) -> pd.Series:
+    """Give the true group of each cell."""
+    return mdata.obs[split.label_key].astype(str)
+
+
+def _some_cells(mdata: MuData, n: int, seed: int = 0) -> MuData:
+    """Draw at most `n` cells at random, in their order."""
+    if mdata.n_obs <= n:
+        return mdata
+    return mdata[np.sort(np.random.default_rng(seed).choice(mdata.n_obs, n, replace=False))]
+
+
+def _cells_of(split: Split) -> pd.DataFrame:
+    """Count the cells of each group (rows) in training, validation and test (columns)."""
+    parts = {"training": split.train, "validation": split.val, "test": split.test}
+    counts = {name: _groups(part, split).value_counts() for name, part in parts.items()}
+    frame = pd.DataFrame(counts).fillna(0).astype(int)
+    return frame.loc[in_order(frame.index)]
+
+
+def _layout(*latents: np.ndarray, seed: int = 0) -> list[np.ndarray]:
+    """Place cells in the plane, all sets of them together, by t-SNE of principal components.
+
+    Parameters
+    ----------
+    latents
+        Sets of cells, each `(n_cells, d)`.
+
+    Returns
+    -------
+    An array `(n_cells, 2)` for each set.
+    """
+    values = np.concatenate(latents).astype(np.float64)
+    reduced = PCA(min(30, *values.shape), random_state=seed).fit_transform(values)
+    perplexity = min(30.0, max(2.0, (len(values) - 1) / 4))
+    xy = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(reduced)
+    return np.split(xy, np.cumsum([len(latent) for latent in latents])[:-1])
+
+
+def _principal_axes(split: Split, transform: Transform, modality: str) -> np.ndarray:
+    """Give all cells' first two principal components in one modality, rows as in `together`."""
+    parts = (split.train, split.val, split.test)
+    X = [transform.transform(part, [modality])[modality].X for part in parts]
+    dense = [x.toarray() if sparse.issparse(x) else np.asarray(x) for x in X]
+    return PCA(2, random_state=0).fit_transform(np.concatenate(dense))
+
+
+def _together(split: Split) -> dict[str, np.ndarray]:
+    """Give what is known of all cells: training, then validation, then test cells.
+
+    Returns
+    -------
+    `groups` and `tested` (is it a test cell?), shape `(n_cells,)`, and, where the data have them,
+    `pseudotime`, `batch` and `positions` `(n_cells, 2)`.
+    """
+    parts = [split.train, split.val, split.test]
+    known = {
+        "groups": np.concatenate([_groups(part, split) for part in parts]),
+        "tested": np.repeat([False, False, True], [part.n_obs for part in parts]),
+    }
+    for name in ("pseudotime", "batch"):
+        if name in split.train.obs:
+            known[name] = np.concatenate([part.obs[name].to_numpy() for part in parts])
+    if "spatial" in split.train.obsm:
+        known["positions"] = np.concatenate([part.obsm["spatial"] for part in parts])
+    return known
+
+
+def _batches(split: Split) -> tuple[pd.DataFrame, list[str]]:
+    """Count the cells of each group (rows) in each batch (columns), and name the test batches."""
+    cells = _together(split)
+    counts = pd.crosstab(cells["groups"], cells["batch"].astype(str))
+    counts = counts.loc[in_order(counts.index), in_order(counts)].rename_axis(
+        index=None, columns=None
+    )
+    return counts, in_order(cells["batch"][cells["tested"]])

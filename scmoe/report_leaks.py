@@ -7,11 +7,11 @@ import pandas as pd
 from IPython.display import HTML, Markdown
 from matplotlib.figure import Figure
 
-from scmoe import leaks, plot, report
+from scmoe import leaks, metrics, page, plot
 from scmoe.colours import FAINT
 
 LEAKY, HONEST = "#CC6677", "#332288"
-NAMES = report.NAMES | {"r2_off_diag": "R², pairs i < j", "r2": "R²"}
+NAMES = metrics.NAMES | {"r2_off_diag": "R², pairs i < j", "r2": "R²"}
 
 
 def takeaway(live: pd.DataFrame, record: pd.DataFrame, data_source: str) -> Markdown:
@@ -70,7 +70,7 @@ def sizes(table: pd.DataFrame, dataset: str, caption: str) -> HTML:
     """Show what each leak is worth."""
     found = leaks.sizes(table, dataset)
     found["metric"] = found["metric"].map(NAMES)
-    return report.table(found.set_index(["leak", "metric"]), caption)
+    return page.table(found.set_index(["leak", "metric"]), caption)
 
 
 def beside_published_code(record: pd.DataFrame) -> HTML:
@@ -81,7 +81,7 @@ def beside_published_code(record: pd.DataFrame) -> HTML:
         found["agrees"].map({True: "yes", False: "no"}).fillna("no spread to judge by")
     )
     index = ["dataset", "metric", "epoch", "reading"]
-    return report.table(found.set_index(index), "Ours and the published code's, unsupervised")
+    return page.table(found.set_index(index), "Ours and the published code's, unsupervised")
 
 
 def disagreements(record: pd.DataFrame) -> Markdown:
@@ -134,7 +134,7 @@ def softmax_floor(table: pd.DataFrame, n_groups: int) -> Markdown:
 
 def origin() -> Markdown:
     """Say where the table of record comes from: the first lines of its file."""
-    return report.provenance(leaks.BOOK / "reference_leaks.csv")
+    return page.provenance(leaks.BOOK / "reference_leaks.csv")
 
 
 def left(run, records: pd.DataFrame) -> Markdown:

@@ -11,7 +11,7 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from sklearn.metrics import roc_auc_score
 
-from scmoe import plot, report
+from scmoe import page, plot
 from scmoe.colours import FAINT, INK, modality_colour, title_of
 from scmoe.data import resemblance
 from scmoe.data.resemblance import LAYERS, Resemblance, gene_correlation, mean_variance, spectrum
@@ -68,7 +68,7 @@ def statistics(table: pd.DataFrame, caption: str) -> HTML:
     """Show every statistic of ours beside dyngen's."""
     shown = table.reset_index()
     shown["layer"] = shown["layer"].map(_title)
-    return report.table(shown.set_index(["statistic", "layer"]), caption)
+    return page.table(shown.set_index(["statistic", "layer"]), caption)
 
 
 def accuracies(found: Resemblance) -> Figure:

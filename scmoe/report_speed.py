@@ -11,7 +11,7 @@ import pandas as pd
 from IPython.display import HTML, Markdown
 from matplotlib.figure import Figure
 
-from scmoe import plot, report
+from scmoe import page, plot
 from scmoe.colours import FAINT, INK, METHODS
 from scmoe.plot import figure
 
@@ -57,7 +57,7 @@ def origin(found: dict[str, dict]) -> HTML:
         lines.append("<strong>No GPU was to be had</strong>: its tables are empty.")
     if not found:
         lines.append("No benchmark has run yet: <code>make bench</code>.")
-    return report.box("<br>".join(lines), "scmoe-speed", "gpu" not in found)
+    return page.box("<br>".join(lines), "scmoe-speed", "gpu" not in found)
 
 
 def takeaway(found: dict[str, dict], amx: dict[str, dict]) -> Markdown:
@@ -103,7 +103,7 @@ def table(found: dict[str, dict], caption: str) -> HTML | Markdown:
         rows[name] = rows[name].replace(TITLES).fillna("–")
     for name in rows.select_dtypes("number"):
         rows[name] = rows[name].map(_short)
-    return report.table(rows.set_index(rows.columns[0]).rename_axis(None), caption)
+    return page.table(rows.set_index(rows.columns[0]).rename_axis(None), caption)
 
 
 def _short(value: float) -> str:

@@ -138,15 +138,28 @@ def test_a_run_leaves_a_model_that_predicts(finished, few_cells):
     assert accuracy == pytest.approx(ours["value"].item())
 
 
-def test_the_page_answers_on_top_and_says_that_the_cells_are_an_excerpt(finished):
+def test_the_page_says_that_the_cells_are_an_excerpt_and_where_they_are_drawn(finished):
     _, cells, _ = finished
-    top = [i for i, cell in enumerate(cells) if cell.get("outputs")][:3]
-    assert "an excerpt" in shown([cells[top[0]]])
-    assert "**Takeaway.** scMoE" in shown([cells[top[1]]], "text/markdown")
-    assert "<svg" in shown([cells[top[2]]], "image/svg+xml")
+    first = next(cell for cell in cells if cell.get("outputs"))
+    assert "an excerpt" in shown([first])
+    assert "<svg" in shown(cells, "image/svg+xml")
     captions = re.findall("<caption>(.*?)</caption>", shown(cells))
     assert len(captions) >= 3
     assert all("(excerpt of the data)" in caption for caption in captions)
+
+
+def test_the_page_glues_its_two_answers_for_its_first_screen(finished):
+    _, cells, _ = finished
+    glued = {
+        output["metadata"]["scrapbook"]["name"]: "".join(output["data"]["text/markdown"])
+        for cell in cells
+        for output in cell.get("outputs", [])
+        if "scrapbook" in output.get("metadata", {})
+    }
+    assert set(glued) == {"groups", "translation"}
+    text = "".join("".join(cell["source"]) for cell in cells[:8])
+    assert all("{glue:md}`" + name + "`" in text for name in glued)
+    assert all(re.search(r"\d|–", words) for words in glued.values())
 
 
 def test_the_page_has_no_warnings_and_no_errors(finished):
@@ -176,9 +189,10 @@ def test_the_same_seed_gives_the_same_values(few_cells, tmp_path):
 )
 def test_other_parameters_run_through(name, parameters, few_cells, tmp_path):
     cells = papermill(name, tmp_path, few_cells, **parameters)
-    assert "Takeaway" in shown(cells, "text/markdown")
+    assert "<caption>" in shown(cells)
     content = metrics(tmp_path)
-    assert {row["protocol"] for row in content["records"]} == {parameters.get("protocol", "strict")}
+    ours = {row["protocol"] for row in content["records"] if row["method"].startswith("scMoE")}
+    assert ours == {parameters.get("protocol", "strict")}
     assert {row["fold"] for row in content["records"]} == {parameters.get("fold", 0)}
 
 
@@ -201,13 +215,36 @@ def test_bad_parameters_fail_before_training_and_leave_no_record(
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["executed.ipynb"]
 
 
-def test_without_files_the_page_says_stand_in(tmp_path):
-    cells = papermill("dbitseq", tmp_path / "run", tmp_path, modalities=["protein"])
+@pytest.mark.parametrize("name", ["dbitseq", "mop"])
+def test_without_files_the_page_says_stand_in_and_draws_no_conclusion(name, tmp_path):
+    cells = papermill(name, tmp_path / "run", tmp_path)
     assert "a simulated stand-in" in shown(cells)
-    assert "On simulated stand-in cells" in shown(cells, "text/markdown")
+    claims = [words for words in shown(cells, "text/markdown").split("\n") if words]
+    assert claims and all(w.startswith("*Not tested on simulated stand-ins:*") for w in claims)
     captions = re.findall("<caption>(.*?)</caption>", shown(cells))
     assert all("stand-in" in caption for caption in captions)
     assert {row["data_source"] for row in metrics(tmp_path / "run")["records"]} == {"stand-in"}
+
+
+def test_compare_refuses_no_table_but_the_committed_one(tmp_path):
+    """A reader's own table may say otherwise; of the committed one every sentence has to hold."""
+    columns = {"dataset": "patchseq", "data_source": "local", "protocol": "strict", "seed": 0,
+               "task": "supervised", "metric": "accuracy", "modalities": "rna+ephys"}  # fmt: skip
+    rows = [columns | {"method": method, "fold": fold, "value": 0.5 + 0.01 * fold}
+            for method in ("scMoE", "ridge") for fold in range(3)]  # fmt: skip
+    pd.DataFrame(rows).reindex(columns=COLUMNS).to_csv(tmp_path / "own.csv", index=False)
+    (tmp_path / "own.json").write_text('{"runs": [], "refused": {}}')
+    given = {"reference": str(tmp_path / "own.csv"), "records": str(tmp_path)}
+    cells = papermill("compare", tmp_path / "run", tmp_path, **given)
+    assert "**Takeaway.**" not in shown(cells, "text/markdown")
+    assert "patchseq" in shown(cells)
+
+
+def test_every_sentence_about_the_committed_table_holds(tmp_path):
+    cells = papermill("compare", tmp_path / "run", tmp_path, records=str(tmp_path))
+    said = shown(cells, "text/markdown")
+    assert said.startswith("**Takeaway.** ")
+    assert "In this run not shown" not in said
 
 
 @pytest.mark.parametrize("name", ["leaks", "conflict"])

@@ -32,12 +32,11 @@ def test_seeds_are_averaged_and_folds_are_what_is_repeated():
     assert found["se"] == pytest.approx(stats.sem(means))
     corrected = means.std(ddof=1) * np.sqrt(1 / 5 + 1 / 4)
     assert found["high"] - found["low"] == pytest.approx(2 * stats.t.ppf(0.975, 4) * corrected)
-    assert found["p"] == pytest.approx(2 * stats.t.sf(means.mean() / corrected, 4))
 
 
 def test_the_correction_is_for_as_many_folds_as_the_set_has():
-    names = ["patchseq", "dbitseq blocks", "dyngen-cycle-hard", "my own"]
-    assert [contest.folds_of(name) for name in names] == [10, 5, 5, 5]
+    names = ["patchseq", "dbitseq blocks", "dyngen-cycle-hard", "mop", "mop batches", "my own"]
+    assert [contest.folds_of(name) for name in names] == [10, 5, 5, 5, 12, 5]
     difference = pd.Series(grid(lambda f, s: 0.01 * f, folds=3))
     difference.index.names = ["fold", "seed"]
     wide, narrow = contest.paired(difference, 5), contest.paired(difference, 10)
@@ -50,7 +49,6 @@ def test_one_fold_repeats_seeds_without_a_correction():
     difference.index.names = ["fold", "seed"]
     found = contest.paired(difference)
     assert found["n"] == 3
-    assert found["p"] == pytest.approx(stats.ttest_1samp([0.1, 0.2, 0.3], 0).pvalue)
 
 
 def test_the_best_rival_is_compared_on_shared_folds_and_seeds_only():
@@ -134,26 +132,20 @@ def test_where_folds_are_few_other_sets_of_the_same_data_choose():
     assert found["difference"].tolist() == pytest.approx([0.3, 0.4])
 
 
-def test_one_simple_method_a_task_is_the_best_on_average_of_those_that_ran_everywhere():
-    parts = []
-    for name, scores in {"a": (0.9, 0.1), "b": (0.6, 0.6), "scMoE": (1, 1), "c": (0.99,)}.items():
-        for dataset, score in zip(("patchseq", "dyngen"), scores, strict=False):
-            parts.append(records(name, {(0, 0): score}, dataset=dataset))
-    assert contest.fixed(contest.prepare(pd.concat(parts))) == ["b"]
-
-
 def test_blocks_and_batches_are_sets_of_their_own_and_the_paper_protocol_is_left_out():
     table = contest.prepare(
         pd.concat(
             [
                 records("scMoE", {(0, 0): 1, ("block-1", 0): 1}, dataset="dbitseq"),
                 records("scMoE", {("s1d1", 0): 1, ("s1d2", 0): 1}, dataset="atacseq"),
+                records("scMoE", {(3, 0): 1, ("09A", 0): 1}, dataset="mop"),
                 records("scMoE", {(0, 0): 1}, protocol="paper"),
                 records("scMoE", {(0, 0): 1}, metric="ece"),
             ]
         )
     )
-    assert set(table["set"]) == {"dbitseq", "dbitseq blocks", "atacseq s1d1", "atacseq s1d2"}
+    sets = {"dbitseq", "dbitseq blocks", "atacseq s1d1", "atacseq s1d2", "mop", "mop batches"}
+    assert set(table["set"]) == sets
 
 
 def test_a_method_on_some_modalities_is_an_entrant_of_its_own():
@@ -182,27 +174,17 @@ def test_below_needs_more_than_the_least_and_more_than_a_standard_error(differen
     assert found == below
 
 
-def test_holm_is_as_in_its_paper_and_leaves_undefined_ones_out():
-    corrected = contest.holm(np.array([0.01, np.nan, 0.04, 0.03]))
-    np.testing.assert_allclose(corrected, [0.03, np.nan, 0.06, 0.06])
-
-
 def test_the_overall_interval_draws_sets():
-    rows = [(name, g, g < 0, g > 0) for name, g in [("a", 0.1)] * 50 + [("b", -0.1)] * 2]
+    sets = [("a", 0.1)] * 50 + [("b", -0.1)] * 2 + [("c", -0.1)]
+    rows = [(name, g, g < 0, g > 0) for name, g in sets]
     entries = pd.DataFrame(rows, columns=["set", "difference", "below", "above"])
     total = contest.overall(entries)
-    assert [total[name] for name in ("entries", "below", "above")] == [52, 2, 50]
-    assert (total["low"], total["high"]) == pytest.approx((-0.1, 0.1))  # a quarter draws b only
+    assert [total[name] for name in ("entries", "below", "above")] == [53, 3, 50]
+    assert (total["low"], total["high"]) == pytest.approx((-0.1, 0.1))  # 8 of 27 draws lack a
 
 
-def test_ranks_take_the_best_single_modality_as_one_entrant():
-    parts = [
-        records("scMoE", {(0, 0): 0.9}),
-        records("logistic regression (rna)", {(0, 0): 0.8}, modalities="rna"),
-        records("logistic regression (ephys)", {(0, 0): 0.95}, modalities="ephys"),
-        records("logistic regression (late fusion)", {(0, 0): 0.1}),
-    ]
-    wide = contest.ranks(contest.prepare(pd.concat(parts)))
-    ranks = wide[("supervised", "accuracy")]
-    assert ranks.index.tolist()[0] == "best single modality, linear"
-    assert ranks.tolist() == [1, 2, 3]
+def test_two_sets_have_a_mean_and_no_interval():
+    entries = pd.DataFrame({"set": ["a", "b"], "difference": [0.1, 0.3], "below": 0, "above": 1})
+    total = contest.overall(entries)
+    assert total["mean"] == pytest.approx(0.2)
+    assert np.isnan(total["low"]) and np.isnan(total["high"])

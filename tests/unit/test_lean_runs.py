@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 import scmoe
-from scmoe import matrix, record, summary
+from scmoe import matrix, record
 from scmoe.networks import Experts
 
 SMALL = {"allow_standin": True, "cells": 120, "genes": 60, "simulation": 5, "threads": 1,
@@ -24,9 +24,9 @@ def test_ours_are_the_numbers_of_a_page(tmp_path):
     given = SMALL | {"out_dir": tmp_path / "page"}
     run = scmoe.start_run("dyngen", given, list(extra))
     split = run.load()
-    model = run.fit(scmoe.ScMoE(run.task, run.config(), run.seed), split, progress=False)
-    page = summary.compare(run, model, split)
-    ours = page[page["method"].str.startswith("scMoE")].reset_index(drop=True)
+    model = scmoe.ScMoE(run.task, run.config(), run.seed).fit(split, device="cpu", progress=False)
+    methods = [model, model.experts, model.linear]
+    ours = pd.concat([scmoe.evaluate(m, split.test) for m in methods], ignore_index=True)
     pd.testing.assert_frame_equal(pd.DataFrame(content["records"]), ours, check_dtype=False)
     assert ours["dataset"].unique() == ["dyngen-120x60-s5"]
     assert not (tmp_path / "fold_0" / "model").exists()
