@@ -105,9 +105,9 @@ class Explanation:
 
         Rows modalities, columns `share_names`.
         """
-        sizes = {m: np.abs(values).sum((1, 2, 3)) for m, values in self.shares.items()}
-        table = pd.DataFrame.from_dict(sizes, orient="index", columns=self.share_names)
-        return table.div(table.sum(axis=1).clip(lower=np.finfo(float).tiny), axis=0)
+        sizes = {m: np.abs(values).sum((2, 3)).sum(1) for m, values in self.shares.items()}
+        shares = {m: size / max(size.sum(), np.finfo(float).tiny) for m, size in sizes.items()}
+        return pd.DataFrame.from_dict(shares, orient="index", columns=self.share_names)
 
 
 def attribute(
