@@ -166,15 +166,15 @@ def training_curves(history: pd.DataFrame, title: str) -> Figure:
     return fig
 
 
-def confusion(truth, predicted, title: str, order: Sequence[str] | None = None) -> Figure:
+def confusion(truth, predicted, title: str) -> Figure:
     """Draw which groups (rows, true) are taken for which (columns, predicted).
 
-    Colour is the share of the true group's cells, and the numbers are cells. `order` puts the
-    columns in order (default: the rows' order, then what else was predicted).
+    Colour is the share of the true group's cells, and the numbers are cells. Columns have the
+    rows' order; what else was predicted comes last.
     """
     table = pd.crosstab(np.asarray(truth, str), np.asarray(predicted, str))
     rows = in_order(table.index)
-    columns = [c for c in (order if order is not None else rows) if c in table]
+    columns = [c for c in rows if c in table]
     table = table.loc[rows, columns + in_order(set(table) - set(columns))]
     share = table.div(table.sum(1), axis=0)
     many = len(table) > 14

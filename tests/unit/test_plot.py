@@ -19,6 +19,9 @@ FIGURES = {
     "scores": lambda: plot.scores(
         pd.DataFrame({"accuracy": [0.9, np.nan]}, ["scMoE", "ridge"]), ["accuracy", "r2"], "T"
     ),
+    "standings": lambda: plot.standings(
+        {"groups": pd.DataFrame({"s1": [0.5, 0.4], "s2": [0.1, np.nan]}, ["scMoE", "ridge"])}, "T"
+    ),
     "group_sizes": lambda: plot.group_sizes(pd.DataFrame({"test": [1, 2]}, ["a", "b"]), "T"),
     "batches": lambda: plot.batches(pd.DataFrame({"s1": [1, 0], "s2": [3, 4]}), ["s1"], "T"),
     "training_curves": lambda: plot.training_curves(
@@ -55,6 +58,10 @@ def test_every_figure_has_its_title_and_can_be_drawn(name, tmp_path):
 
 def test_nothing_is_drawn_where_there_is_nothing_to_translate():
     assert plot.translation_heatmap({}, "T") is None
+
+
+def test_the_best_of_each_set_has_a_dot():
+    assert texts(FIGURES["standings"]()).count("●") == 2
 
 
 def test_methods_without_a_score_are_left_out():
