@@ -130,11 +130,11 @@ def test_edges_leave_out_a_gene_with_itself():
     assert recovery.edge_recovery(importance, edges) == {"auprc": 1.0, "chance": 0.5}
 
 
-def test_a_model_with_random_weights_is_explained_otherwise():
+def test_a_model_with_shuffled_weights_is_explained_otherwise():
     model, cells, background = fitted()
     groups = model.groups_
     trained = explain.attribute(model, cells, outputs=groups, background=background)
-    others = [recovery.randomised(model, seed) for seed in range(8)]
+    others = [faithfulness.shuffled(model, seed) for seed in range(8)]
     similar = [
         faithfulness.spearman(
             trained, explain.attribute(m, cells, outputs=groups, background=background)
