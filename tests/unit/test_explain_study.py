@@ -160,10 +160,9 @@ def recovered(tmp_path_factory):
 @pytest.mark.slow
 def test_models_that_know_nothing_recover_little(recovered):
     edges, groups = (recovered[what]["auprc"] for what in (truth.EDGES, truth.GROUPS))
+    # features that vary between groups are large, and what is large is found without knowing why
+    assert groups[truth.RANDOM] < groups[OURS]
     chance = {what: table["chance"].iloc[0] for what, table in recovered.items()}
     assert edges[OURS] > 2 * chance[truth.EDGES]
     assert edges[truth.RANDOM] < 1.5 * chance[truth.EDGES]
-    assert groups[OURS] > chance[truth.GROUPS] + 0.15
-    # features that vary between groups are large, and what is large is found without knowing why
-    assert groups[truth.SHUFFLED] < groups[OURS] - 0.1
-    assert groups[truth.RANDOM] < groups[OURS] - 0.02
+    assert groups[truth.SHUFFLED] < chance[truth.GROUPS] + 0.15 < groups[OURS]
