@@ -58,7 +58,7 @@ def collect(files: Iterable[Path], path: str | Path = TABLE) -> int:
             continue
         content = json.loads(file.read_text())
         if not content["records"] or content["records"][0]["task"] == "interpretability":
-            continue  # explanations have a table of their own: scmoe.explain.reference
+            continue  # explanations have a table of their own: benchmarks.claims
         table, its = pd.DataFrame(content["records"], columns=COLUMNS), content["provenance"]
         tables.append(table)
         name, made = _run(table, its)

@@ -150,6 +150,6 @@ def false_positive_rate(model, mdata: MuData, concept: Concept, n: int = 100, se
     null = [concept.at_random(rng) for _ in range(n)]
     acts, hits = tokens(model, mdata), []
     for i in range(acts.shape[1]):
-        accuracy, _ = probes(acts[:, i].reshape(len(acts), -1), null, seed)
+        accuracy, _ = probes(acts[:, i], null, seed)
         hits += [tail(accuracy[j], np.delete(accuracy, j)) < 0.05 for j in range(n)]
     return float(np.mean(hits))

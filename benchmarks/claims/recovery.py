@@ -6,7 +6,6 @@ weights, or one that learned shuffled labels, must not be explained like a train
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 
 import numpy as np
@@ -96,39 +95,3 @@ def correlations(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     a, b = (v - v.mean(0) for v in (a, b))
     a, b = (v / np.maximum(np.linalg.norm(v, axis=0), 1e-12) for v in (a, b))
     return a.T @ b
-
-
-def randomised(model, seed: int = 0):
-    """The same architecture with weights drawn anew, linear part and all (Adebayo et al. 2018).
-
-    Weights of the networks are initialised again; those of the linear part are permuted within
-    each matrix, which keeps their sizes. Components and what weighs views and parts stay.
-    """
-    other = copy.copy(model)
-    if hasattr(model, "experts"):
-        other.experts = randomised(model.experts, seed)
-        other.linear = None if model.linear is None else _permuted(model.linear, seed)
-        return other
-    network = model.network_
-    other.seed = seed
-    other.network_ = other._network(network.n_features, len(model.groups_))
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        for weights in other.network_.parameters():
-            if not weights.any():  # what starts at 0 would answer nothing
-                weights.normal_(std=weights.shape[-1] ** -0.5)
-    other.network_.to(network.position.device).eval()
-    return other
-
-
-def _permuted(linear, seed: int):
-    other, rng = copy.copy(linear), np.random.default_rng(seed)
-    other.heads_ = [
-        head._replace(weights=rng.permutation(head.weights.ravel()).reshape(head.weights.shape))
-        for head in linear.heads_
-    ]
-    other.maps_ = {
-        pair: [*(rng.permutation(m.ravel()).reshape(m.shape) for m in maps[:-1]), maps[-1]]
-        for pair, maps in linear.maps_.items()
-    }
-    return other

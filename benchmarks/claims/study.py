@@ -78,39 +78,30 @@ def score(
         found, why[method] = enough(model, cells[:n], method, budgets, background=background)
         spent[method] = found.iloc[-1].to_dict()
     draws = {"n_draws": plan.n_draws, "n_random": plan.n_draws, "seed": seed}
-    per_cell = faithfulness.deletion_insertion(model, cells, why, background, **draws)[1]
-    per_cell = per_cell.set_index(["method", "cell"])
+    _, scores = faithfulness.deletion_insertion(model, cells, why, background, **draws)
+    own = {name: part.set_index("cell") for name, part in scores.groupby("method")}
+    own = {name: own[name][["deletion", "insertion"]] for name in why}
+    ahead = {name: own[quick[0]].loc[own[name].index] - own[name] for name in tried}
+    ahead = faithfulness.intervals(pd.concat(ahead, names=["method"]).reset_index())
+    ahead["cheaper"] = [spent[n]["seconds"] / spent[quick[0]]["seconds"] for n in ahead.index]
     table = pd.DataFrame.from_dict(spent, orient="index").fillna({"split_half": 1.0})
+    table = table.join(faithfulness.intervals(scores)).join(ahead.add_prefix(AGAINST))
+    table["cells"] = [len(e.cells) for e in why.values()]
     for name, e in why.items():
-        part = per_cell.loc[name]
-        table.loc[name, "cells"] = len(part)
-        _with_interval(table, name, "", part)
-        error = faithfulness.infidelity(model, cells[: len(part)], e, background)
+        error = faithfulness.infidelity(model, cells[: len(e.cells)], e, background)
         table.loc[name, "infidelity"] = np.median(error)
         both = {"this": e, "reference": why[REFERENCE]}
         for column, how in (("agreement", faithfulness.spearman), ("overlap", top_overlap)):
             table.loc[name, column] = faithfulness.agreement(both, how).iloc[0, 1]
-        if name not in quick:
-            ahead = per_cell.loc[quick[0]].loc[part.index] - part
-            _with_interval(table, name, AGAINST, ahead)
-            table.loc[name, f"{AGAINST}cheaper"] = (
-                spent[name]["seconds"] / spent[quick[0]]["seconds"]
-            )
-            continue
+    for name in quick:
         some = cells[: plan.n_shap]
         moved = faithfulness.sensitivity(model, some, name, background=background)
         table.loc[name, "sensitivity"] = np.median(moved)
         for what, column in (("seeds", "stability"), ("folds", "stability_folds")):
             if models := (others or {}).get(what, []):
                 same = [attribute(m, cells, name, background=background) for m in models]
-                table.loc[name, column] = stability([e, *same])
+                table.loc[name, column] = stability([why[name], *same])
     return table.rename(index=METHODS)
-
-
-def _with_interval(table, name: str, before: str, values: pd.DataFrame) -> None:
-    for what in ("deletion", "insertion"):
-        columns = [f"{before}{what}{end}" for end in ("", "_low", "_high")]
-        table.loc[name, columns] = faithfulness.bootstrap(values[what].to_numpy())
 
 
 def enough(

@@ -13,14 +13,14 @@ from sklearn.linear_model import RidgeCV
 from benchmarks.claims import recovery
 from benchmarks.claims.study import Plan, cheap
 from scmoe.data import Split
-from scmoe.explain import METHODS, attribute, complete
+from scmoe.explain import METHODS, attribute, complete, faithfulness
 from scmoe.explain.answer import Answer
 from scmoe.model import ScMoE
 from scmoe.record import Run
 
 GROUPS, EDGES = "group-defining features", "edges, protein → DNA"
 SIGNED, PATTERN = "group means of gradient × input", "correlation with the model's answers"
-SHUFFLED, RANDOM = "shuffled labels", "random weights"
+SHUFFLED, RANDOM = "shuffled labels", "shuffled weights"
 BACKBONES = ("linear", "bifurcating")
 
 
@@ -31,10 +31,10 @@ def recovered(model, split: Split, plan: Plan, seed: int = 0, shuffled=None) -> 
     Edges: mean |attribution| of a regulator's protein to the target's accessibility, which is what
     the protein acts on. Beside: two other ways to sum up what the model says, correlation and
     coefficients of linear models of the training cells, and models that must recover nothing: one
-    with random weights, one that learned `shuffled` labels.
+    with shuffled weights, one that learned `shuffled` labels.
     """
     truth, cells = split.train.uns["truth"], complete(split.test, plan.n_cells, seed)
-    few, random = cells[: plan.n_shap], recovery.randomised(model, seed)
+    few, random = cells[: plan.n_shap], faithfulness.shuffled(model, seed)
     ours, sampled = cheap(model)[0], METHODS["shap_gradient"]
 
     def explained(model, cells, method, **options):

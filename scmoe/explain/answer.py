@@ -200,9 +200,10 @@ class Answer(nn.Module):
         for start in range(0, mdata.n_obs, BATCH):
             here, x = slice(start, start + BATCH), []
             for name, at in zip(self.modalities, rows, strict=True):
-                values = scaled[name].X[np.maximum(at[here], 0)]
-                values = values.toarray() if issparse(values) else np.asarray(values)
-                x.append(self._tensor(np.where(at[here, None] < 0, 0, values)))
+                values = scaled[name].X[at[here][at[here] >= 0]]
+                dense = np.zeros((len(at[here]), values.shape[1]), np.float32)
+                dense[at[here] >= 0] = values.toarray() if issparse(values) else values
+                x.append(self._tensor(dense))
             yield x, present[here]
 
     def inputs(self, mdata: MuData) -> list[Tensor]:

@@ -100,20 +100,14 @@ class Explanation:
         means = {label: flat[by == label].mean((0, 1)) for label in sorted(set(by))}
         return pd.DataFrame(means, index=self.index)
 
-    def share_table(self, by: Sequence[str] | None = None) -> pd.DataFrame:
-        """Share of all absolute attribution that flowed through each expert, by modality and label.
+    def share_table(self) -> pd.DataFrame:
+        """Share of all absolute attribution that flowed through each expert; a modality's sum to 1.
 
-        Rows (modality, label), columns shares; a row sums to 1. `by` as for `table`.
+        Rows modalities, columns `share_names`.
         """
-        by = np.full(len(self.cells), "all") if by is None else np.asarray(by, str)
-        rows = {}
-        for modality, values in self.shares.items():
-            size = np.abs(values).sum((2, 3))  # (n_shares, n_cells)
-            for label in sorted(set(by)):
-                part = size[:, by == label].sum(1)
-                rows[modality, label] = part / max(part.sum(), np.finfo(float).tiny)
-        index = pd.MultiIndex.from_tuples(rows, names=["modality", "label"])
-        return pd.DataFrame(np.stack(list(rows.values())), index, self.share_names)
+        sizes = {m: np.abs(values).sum((2, 3)).sum(1) for m, values in self.shares.items()}
+        shares = {m: size / max(size.sum(), np.finfo(float).tiny) for m, size in sizes.items()}
+        return pd.DataFrame.from_dict(shares, orient="index", columns=self.share_names)
 
 
 def attribute(

@@ -85,7 +85,7 @@ class Concept:
 
 
 def tokens(model, mdata: MuData) -> np.ndarray:
-    """Tokens of every cell before the experts, `(n_cells, M, P, K*d)`."""
+    """Tokens of every cell before the experts, `(n_cells, M, P*K*d)`."""
     parts, part = [], getattr(model, "experts", model)
     for batch in part.tensors(mdata).batches(256):
         with captured(part.network_.eval()) as seen, torch.no_grad():
@@ -95,14 +95,13 @@ def tokens(model, mdata: MuData) -> np.ndarray:
 
 
 def _beside(values) -> np.ndarray:
-    """Members' tokens `(..., K, B, M, P, d)` side by side, `(..., B, M, P, K*d)`."""
-    values = values.detach().cpu().numpy()
-    moved = np.moveaxis(values, -5, -2)
-    return moved.reshape(*moved.shape[:-2], -1)
+    """A modality's tokens `(..., K, B, M, P, d)` side by side, `(..., B, M, P*K*d)`."""
+    moved = np.moveaxis(values.numpy(force=True), -5, -2)
+    return moved.reshape(*moved.shape[:-3], -1)
 
 
 def gradients(model, mdata: MuData, groups: Sequence[str]) -> np.ndarray:
-    """Gradients of the groups' centred logits at the tokens, `(n_groups, n_cells, M, P, K*d)`."""
+    """Gradients of the groups' centred logits at the tokens, `(n_groups, n_cells, M, P*K*d)`."""
     answer, parts = Answer(getattr(model, "experts", model), outputs=groups), []
     for x, present in answer.batches(mdata):
         with captured(answer.network) as seen:
@@ -170,7 +169,6 @@ def concept_scores(
     model,
     mdata: MuData,
     concepts: Sequence[Concept],
-    groups: Sequence[str] | None = None,
     n_random: int = 100,
     seed: int = 0,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -185,8 +183,6 @@ def concept_scores(
     mdata
         Cells as measured, on which the concepts are defined. For scores that mean anything, cells
         that the model was not trained on, or all cells.
-    groups
-        Groups whose answers are asked for; default those that some cell is predicted to be in.
 
     Returns
     -------
@@ -196,9 +192,9 @@ def concept_scores(
     and concept), and `p` and `q` of the sensitivity, two-sided.
     """
     predicted = model.predict(mdata)["group"].to_numpy()
-    groups = sorted(set(predicted)) if groups is None else list(groups)
-    acts = _flat(tokens(model, mdata))  # (n, M, P*d)
-    grads = _unit(_flat(gradients(model, mdata, groups)))  # (G, n, M, P*d)
+    groups, acts = sorted(set(predicted)), tokens(model, mdata)
+    grads = gradients(model, mdata, groups)
+    grads = grads / np.maximum(np.linalg.norm(grads, axis=-1, keepdims=True), 1e-12)
     rng = np.random.default_rng(seed)
     found, uses = [], []
     for concept in concepts:
@@ -210,8 +206,6 @@ def concept_scores(
             found.append(at | held | {"p": tail(accuracy[0], accuracy[1:])})
             for k, group in enumerate(groups):
                 along = grads[k, predicted == group, i] @ vectors.T  # (cells, 1 + n_random)
-                if not len(along):
-                    continue
                 cosine = along.mean(0)
                 p = 2 * min(tail(cosine[0], cosine[1:]), tail(-cosine[0], -cosine[1:]))
                 used = {"group": group, "tcav": (along[:, 0] > 0).mean(), "sensitivity": cosine[0]}
@@ -220,14 +214,6 @@ def concept_scores(
     for table in tables:
         table["q"] = false_discovery_control(table["p"]) if len(table) else []
     return tables
-
-
-def _flat(values: np.ndarray) -> np.ndarray:
-    return values.reshape(*values.shape[:-2], -1)
-
-
-def _unit(values: np.ndarray) -> np.ndarray:
-    return values / np.maximum(np.linalg.norm(values, axis=-1, keepdims=True), 1e-12)
 
 
 def tail(value: float, null: np.ndarray) -> float:

@@ -6,6 +6,7 @@ averaged over cells.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -119,6 +120,19 @@ def bootstrap(values: np.ndarray, n: int = 1000, seed: int = 0) -> tuple[float, 
     return (float(values.mean()), *map(float, np.percentile(means, [2.5, 97.5])))
 
 
+def intervals(scores: pd.DataFrame) -> pd.DataFrame:
+    """Method × mean `deletion` and `insertion` over cells, with `_low` and `_high` of the interval.
+
+    `scores` are those of `deletion_insertion`.
+    """
+    rows = {}
+    for method, part in scores.groupby("method", sort=False):
+        means = {what: bootstrap(part[what]) for what in ("deletion", "insertion")}
+        rows[method] = {w + end: v for w, values in means.items()
+                        for end, v in zip(("", "_low", "_high"), values, strict=True)}  # fmt: skip
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
 def infidelity(
     model,
     mdata: MuData,
@@ -186,6 +200,30 @@ def sensitivity(
             attributions, x, perturb_radius=radius, n_perturb_samples=n_draws,
             additional_forward_args=(own,),
         ).numpy(force=True)  # fmt: skip
+
+
+def shuffled(model, seed: int = 0):
+    """Give a copy of a part of scMoE whose weights are shuffled within each matrix.
+
+    An explanation of the model must not look like one of this (Adebayo et al. 2018). Components and
+    what weighs views stay.
+    """
+    rng, other = np.random.default_rng(seed), copy.copy(model)
+
+    def mixed(values):
+        return rng.permutation(values.ravel()).reshape(values.shape)
+
+    if hasattr(model, "network_"):
+        other.network_ = copy.deepcopy(model.network_)
+        with torch.no_grad():
+            for weights in other.network_.parameters():
+                weights.copy_(torch.as_tensor(mixed(weights.numpy(force=True))))
+    else:
+        other.heads_ = [head._replace(weights=mixed(head.weights)) for head in model.heads_]
+        other.maps_ = {
+            pair: [*map(mixed, maps), bias] for pair, (*maps, bias) in model.maps_.items()
+        }
+    return other
 
 
 def spearman(first: Explanation, second: Explanation) -> np.ndarray:

@@ -130,11 +130,11 @@ def test_edges_leave_out_a_gene_with_itself():
     assert recovery.edge_recovery(importance, edges) == {"auprc": 1.0, "chance": 0.5}
 
 
-def test_a_model_with_random_weights_is_explained_otherwise():
+def test_a_model_with_shuffled_weights_is_explained_otherwise():
     model, cells, background = fitted()
     groups = model.groups_
     trained = explain.attribute(model, cells, outputs=groups, background=background)
-    others = [recovery.randomised(model, seed) for seed in range(8)]
+    others = [faithfulness.shuffled(model, seed) for seed in range(8)]
     similar = [
         faithfulness.spearman(
             trained, explain.attribute(m, cells, outputs=groups, background=background)
@@ -158,8 +158,10 @@ def recovered(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_models_that_know_nothing_recover_nothing(recovered):
+def test_models_that_know_nothing_recover_little(recovered):
     edges, groups = (recovered[what]["auprc"] for what in (truth.EDGES, truth.GROUPS))
+    # features that vary between groups are large, and what is large is found without knowing why
+    assert groups[truth.RANDOM] < groups[OURS]
     chance = {what: table["chance"].iloc[0] for what, table in recovered.items()}
     assert edges[OURS] > 2 * chance[truth.EDGES]
     assert edges[truth.RANDOM] < 1.5 * chance[truth.EDGES]
