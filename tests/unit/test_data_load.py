@@ -1,4 +1,4 @@
-"""The four data sets come out of their files whole, cut as published, and free of leaks."""
+"""The five data sets come out of their files whole, cut as published, and free of leaks."""
 
 import warnings
 
@@ -18,12 +18,13 @@ SETS = {  # name: a fold, and keywords
     "dbitseq": (0, {"niche": "train"}),
     "dyngen": (2, {}),
     "atacseq": ("s1d1", {}),
+    "mop": ("09B", {}),
 }
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """All four sets, tiny, in the published layout."""
+    """All five sets, tiny, in the published layout."""
     return write_collection(tmp_path_factory.mktemp("collection"))
 
 
@@ -40,7 +41,7 @@ def test_every_cell_is_in_exactly_one_part(root, name):
     fold, keywords = SETS[name]
     split = load(name, fold, root=root, **keywords)
     assert len(all_cells(split)) == len(set(all_cells(split)))
-    n_cells = {"patchseq": 64, "dbitseq": 144, "dyngen": 50, "atacseq": 90}[name]
+    n_cells = {"patchseq": 64, "dbitseq": 144, "dyngen": 50, "atacseq": 90, "mop": 80}[name]
     assert len(all_cells(split)) == n_cells
     assert split.modalities == list(DATASETS[name].modalities)
     assert split.label_key == DATASETS[name].label_key
@@ -199,7 +200,7 @@ def test_the_data_root_may_come_from_the_environment(root, monkeypatch):
     monkeypatch.setenv("SCMOE_DATA", str(root))
     assert load("patchseq").test.n_obs > 0
     here = list_datasets().set_index("name")["available"]
-    assert here.drop("mop").all() and not here["mop"]
+    assert here.all()
     monkeypatch.setenv("SCMOE_DATA", str(root / "nowhere"))
     assert not list_datasets()["available"].any()
 
@@ -313,3 +314,19 @@ def test_the_atac_excerpt_says_so(real_atacseq):
     if split.data_source == "excerpt":
         assert any(note.startswith("excerpt") for note in split.notes)
     assert set(split.test.obs["batch"]) == {"s1d1"}
+
+
+def test_mop_holds_out_a_batch_or_a_fifth_of_every_type(root):
+    batch = load("mop", "09B", root=root)
+    assert set(batch.test.obs["batch"]) == {"09B"} and set(batch.train.obs["batch"]) == {"09A"}
+    names = [set(load("mop", fold, root=root).test.obs_names) for fold in range(5)]
+    assert sum(map(len, names)) == len(set.union(*names)) == 80
+    assert load("mop", 0, root=root).data_source == "excerpt"  # not all of the published nuclei
+
+
+def test_mop_files_that_do_not_belong_together_are_refused(tmp_path):
+    write_collection(tmp_path)
+    path = tmp_path / "MOp_SNAREseq2" / "genes.txt"
+    path.write_text(path.read_text() + "OneTooMany\n")
+    with pytest.raises(DataError, match="do not belong together"):
+        load("mop", root=tmp_path)

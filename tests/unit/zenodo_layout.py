@@ -8,19 +8,21 @@ from anndata import AnnData
 from scipy import sparse
 
 BATCHES = ("s1d1", "s1d2", "s3d7")
+MOP = "MOp_SNAREseq2"
 
 
 def write_collection(
     root: Path, seed: int = 0, noise_for: dict[str, set[str]] | None = None
 ) -> Path:
-    """Write all four sets below `root`; cells in `noise_for[set]` get other values.
+    """Write all five sets below `root`; cells in `noise_for[set]` get other values.
 
     Where the files say which cells are test cells, those also get other labels.
     """
     for name, write in WRITERS.items():
-        folder = root / "UnitedNet_NatComm_data" / name
+        folder = root / ("" if name == MOP else "UnitedNet_NatComm_data") / name
         folder.mkdir(parents=True, exist_ok=True)
-        write(folder, np.random.default_rng(0), (noise_for or {}).get(name.lower(), set()))
+        known = "mop" if name == MOP else name.lower()
+        write(folder, np.random.default_rng(0), (noise_for or {}).get(known, set()))
     return root
 
 
@@ -107,7 +109,25 @@ def _atacseq(folder, rng, noisy):
     _adata(genes, obs, "gene", noisy)[shuffled].copy().write_h5ad(folder / "gex_processed.h5ad")
 
 
+def _mop(folder, rng, noisy):
+    group, batch = rng.integers(0, 3, 80), np.array(["09A", "09B"])[np.arange(80) % 2]
+    cells = [f"{b}_{i}" for i, b in enumerate(batch)]
+    types = np.array(["E2Rasgrf2", "InP", "Mis"])[group]
+    obs = pd.DataFrame({"Batch": batch, "Ident": types}, index=cells)
+    obs.to_csv(folder / "meta_c1.csv")
+    for matrix, names, prefix, n in (
+        ("GxC1", "genes", "Gene", 14),
+        ("RxC1", "regions", "chr1_100_", 25),
+    ):
+        counts = rng.poisson(np.exp(rng.normal(0, 1, (3, n)))[group])
+        there = np.isin(cells, list(noisy))
+        counts[there] = np.random.default_rng(99).poisson(3, (there.sum(), n))
+        sparse.save_npz(folder / f"{matrix}.npz", sparse.csc_matrix(counts.T))
+        (folder / f"{names}.txt").write_text("".join(f"{prefix}{i}\n" for i in range(n)))
+
+
 WRITERS = {
+    MOP: _mop,
     "patchseq": _patchseq,
     "DBiTSeq": _dbitseq,
     "Dyngen": _dyngen,
