@@ -85,8 +85,8 @@ def check_values(run) -> None:
         need(name, getattr(run, name) in choices, " or ".join(map(repr, choices)))
     need(
         "fold",
-        whole(run.fold, 0) or (isinstance(run.fold, str) and re.search("[a-z]", run.fold)),
-        "a whole number from 0, or a fold's name such as 'block-0' or 's1d1'",
+        whole(run.fold, 0) or (isinstance(run.fold, str) and re.search("[a-zA-Z]", run.fold)),
+        "a whole number from 0, or a fold's name such as 'block-0' or '09A'",
     )
     need("seed", whole(run.seed, 0), "a whole number from 0")
     for name in ("epochs", "threads"):

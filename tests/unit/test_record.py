@@ -213,3 +213,7 @@ def test_a_model_that_was_not_saved_whole_is_not_loaded(split, tmp_path):
     fitted(split, tmp_path)
     (tmp_path / "made_from.json").unlink()
     assert fitted(split, tmp_path)[0].trained == "trained"
+
+
+def test_a_fold_may_be_named_for_a_batch():
+    assert scmoe.record.Run("mop", fold="09A").fold == "09A"
