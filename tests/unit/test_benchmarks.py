@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks import common, experts, scaling
-from scmoe import report_speed
+from benchmarks.claims import report_speed
 from scmoe.nn.experts import BACKENDS, FASTEST, fastest
 
 

@@ -15,7 +15,7 @@ from scmoe import page, plot
 from scmoe.colours import FAINT, INK, METHODS
 from scmoe.plot import figure
 
-RESULTS = Path(__file__).resolve().parents[1] / "benchmarks" / "results"
+RESULTS = Path(__file__).resolve().parents[1] / "results"
 AMX = RESULTS / "amx"  # measured on a processor that multiplies in bf16 itself
 EPOCHS = "Epochs of the four presets"
 QUALITY = "Time to the naive row's final validation accuracy"
