@@ -5,7 +5,7 @@ CORES ?= all
 MARK ?= slow or not slow
 VENV := .venv
 READY := $(VENV)/.ready
-RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
+RUN := PYTHONPATH="$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH}" PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 # one thread per process: runs and tests are spread over the cores instead
 export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1

@@ -21,6 +21,9 @@ if PROFILE not in PROFILES:
 SETTINGS = PROFILES[PROFILE]
 FOLDER = f"book/runs/{PROFILE}"
 os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"  # this environment's kernel, not the user's
+os.environ["PYTHONPATH"] = os.pathsep.join(  # notebooks import benchmarks, which is not installed
+    [os.getcwd(), *filter(None, [os.environ.get("PYTHONPATH")])]
+)
 
 
 def swept(name, sweep):
@@ -65,7 +68,7 @@ def data_present():
 
 
 RUNS, JOBS = matrix(SETTINGS), jobs(SETTINGS)
-CODE = sorted(str(file) for file in Path("scmoe").rglob("*.py"))
+CODE = sorted(str(file) for part in ("scmoe", "benchmarks") for file in Path(part).rglob("*.py"))
 
 
 def parameters(run):

@@ -12,7 +12,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from scmoe.data import resemblance
+from benchmarks.claims import resemblance
 
 SOURCES = {
     resemblance.LINEAR: "output of dyngen, dynverse/dyngen_manuscript (MIT)",

@@ -16,8 +16,10 @@ def test_the_page_shows_every_set_and_marks_each_as_what_it_is(tmp_path):
     assert page.count("a simulated stand-in") == 4
     assert "Of the five sets, 0 are measured cells here" in shown(cells, "text/markdown")
     captions = re.findall("<caption>(.*?)</caption>", page)
-    assert sum("stand-in: simulated" in words for words in captions) == 4
-    assert sum("(simulated cells)" in words for words in captions) == 1
+    told = [words for words in captions if words.endswith("values of the training cells")]
+    assert sum("stand-in: simulated" in words for words in told) == 4
+    assert sum("(simulated cells)" in words for words in told) == 1
+    assert "Not tested on simulated stand-ins" in shown(cells, "text/markdown")
     records = pd.DataFrame(metrics(tmp_path / "run")["records"])
     accuracy = records[records["metric"] == "accuracy"]
     assert set(accuracy["data_source"]) == {"stand-in"}

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import scmoe
-from scmoe import conflict, report_conflict
+from benchmarks.claims import conflict, report_conflict
 from scmoe.nn.network import Network
 from tests.conftest import make_tiny
 

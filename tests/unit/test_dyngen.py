@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from scmoe.data import resemblance, simulate_dyngen
+from benchmarks.claims import resemblance
+from scmoe.data import simulate_dyngen
 from scmoe.data.backbones import BACKBONES
 from scmoe.data.dyngen import STEP, Network, _advance
 from scmoe.data.instruments import MODALITIES

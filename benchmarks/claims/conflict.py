@@ -30,7 +30,7 @@ from scmoe.nn import losses
 from scmoe.nn.cells import Cells
 from scmoe.record import Run
 
-REFERENCE = Path(__file__).parents[1] / "book" / "reference_conflict.csv"
+REFERENCE = Path(__file__).parents[2] / "book" / "reference_conflict.csv"
 LADDERS = {
     "dyngen": ("mrna", "protein", "pre_mrna", "dna"),
     "dyngen, hard": ("mrna", "protein", "pre_mrna", "dna"),

@@ -7,7 +7,8 @@ import pandas as pd
 from IPython.display import HTML, Markdown
 from matplotlib.figure import Figure
 
-from scmoe import leaks, metrics, page, plot
+from benchmarks.claims import leaks
+from scmoe import metrics, page, plot
 from scmoe.colours import FAINT
 
 LEAKY, HONEST = "#CC6677", "#332288"

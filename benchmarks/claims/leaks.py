@@ -22,7 +22,7 @@ from scmoe.metrics import COLUMNS, evaluate
 from scmoe.model import ScMoE
 from scmoe.record import Run
 
-BOOK = Path(__file__).parents[1] / "book"
+BOOK = Path(__file__).parents[2] / "book"
 PUBLISHED, VALIDATION = "published", "validation cells held out"
 SOFTMAX, LOGITS, BLOCKS = "supervised", "supervised, on logits", "supervised, held-out block"
 AS_PUBLISHED, COORDINATES = "as published", "coordinates alone"

@@ -11,10 +11,16 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from sklearn.metrics import roc_auc_score
 
+from benchmarks.claims import resemblance
+from benchmarks.claims.resemblance import (
+    LAYERS,
+    Resemblance,
+    gene_correlation,
+    mean_variance,
+    spectrum,
+)
 from scmoe import page, plot
 from scmoe.colours import FAINT, INK, modality_colour, title_of
-from scmoe.data import resemblance
-from scmoe.data.resemblance import LAYERS, Resemblance, gene_correlation, mean_variance, spectrum
 from scmoe.record import Run
 
 N_NETWORKS = {"quick": 3, "full": 10}

@@ -7,7 +7,8 @@ import pandas as pd
 from IPython.display import HTML, Markdown
 from matplotlib.figure import Figure
 
-from scmoe import conflict, page, plot
+from benchmarks.claims import conflict
+from scmoe import page, plot
 from scmoe.colours import FAINT, title_of
 
 COLOURS = {
