@@ -105,7 +105,9 @@ def test_the_full_profile_covers_every_published_fold_and_all_methods():
     given = [json.loads(shlex.split(line)[-1]) for line in lines]
     patchseq = [p for p in given if p["dataset"] == "patchseq"]
     assert all(p["fold"] == list(range(10)) for p in patchseq)
-    seeds = {"dense": [0]} | dict.fromkeys(("scmoe", "simple", "unitednet", "peers"), range(3))
+    seeds = {"dense": [0], "ensembles": [0]} | dict.fromkeys(
+        ("scmoe", "simple", "unitednet", "peers"), range(3)
+    )
     expected = {(methods, seed) for methods, numbers in seeds.items() for seed in numbers}
     assert {(p["methods"], p["seed"]) for p in patchseq} == expected
     assert {p.get("backbone", "linear") for p in given} == set(BACKBONES)
