@@ -162,6 +162,56 @@ class Method:
         return table
 
 
+class Translator(Method):
+    """A method that predicts one modality from others; a subclass has ``_told``."""
+
+    def translate(
+        self,
+        mdata: MuData,
+        target: str,
+        source: str | Sequence[str],
+        units: str = "measured",
+        out: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """Predict modality ``target`` from ``source``; the target is never read.
+
+        Parameters
+        ----------
+        target
+            A modality seen in training; ``mdata`` need not have it.
+        source
+            One modality, or several.
+        units
+            ``measured`` for the units the data came in, all features; ``scaled`` for the space that
+            :meth:`transform` gives.
+        out
+            Array ``(n_cells, n_features)`` to write into, for instance a memory map.
+
+        Returns
+        -------
+        Array ``(n_cells, n_features)``; rows of cells without any source modality are NaN.
+
+        Raises
+        ------
+        scmoe.data.DataError
+            For a modality that was not seen in training, or a source that is not in ``mdata``.
+        ValueError
+            If the target is also a source, or for other units.
+        """
+        sources = self._check_translation(target, source, units)
+        values_of, has = self._told(mdata, target, sources)
+        return self._write(values_of, has, target, units, out)
+
+    def _told(self, mdata: MuData, target: str, sources: list[str]):
+        """Give scaled values by rows, and which cells have a source.
+
+        Returns
+        -------
+        A function of a slice of cells, giving ``(n, n_features)``, and ``(n_cells,)`` bool.
+        """
+        raise NotImplementedError
+
+
 def stack(parts: list):
     """Matrices on top of each other, dense or CSR."""
     return sparse.vstack(parts, format="csr") if sparse.issparse(parts[0]) else np.vstack(parts)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
+import tempfile
 from pathlib import Path
 
 import anndata as ad
@@ -16,7 +16,6 @@ from safetensors.torch import load_file, save_file
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
-from scmoe import paper
 from scmoe.baselines.linear import Linear
 from scmoe.config import Config, Task
 from scmoe.data import Split, Transform
@@ -67,54 +66,27 @@ class ScMoE(Part):
         else:
             self.linear = Linear(task=task, seed=seed)
 
-    def fit(
-        self,
-        split: Split,
-        device: str = "auto",
-        progress: bool = True,
-        checkpoint: str | Path | None = None,
-    ) -> ScMoE:
-        """Learn from ``split.train`` and ``split.val``; ``split.test`` is not touched.
-
-        Parameters
-        ----------
-        split
-            From :func:`scmoe.data.load` or :func:`scmoe.data.split_mudata`.
-        device
-            ``auto``, ``cpu``, ``cuda`` or ``cuda:1``.
-        progress
-            Show a bar (or one line an epoch in logs).
-        checkpoint
-            Folder to save to and to resume from; the same call continues a run that was cut off.
-
-        Raises
-        ------
-        scmoe.data.DataError
-            If the data cannot be used; before any training.
-        """
+    def _prepare(self, split: Split) -> Known:
         known = self.experts._prepare(split)
         self._share(self.experts)
-        watch = None
-        if self.config.train.test_chooses_epoch:
-            watch = paper.test_ari(self.experts, split, device)
-        held_out = self.experts._fit(known, device, progress, checkpoint, watch)
+        return known
+
+    def _fit(self, known: Known, device, progress, checkpoint) -> OutOfFold | None:
+        ours = self.experts._fit(known, device, progress, checkpoint)
         if self.linear is None:
-            weight = {task: 1.0 for task in [None, *self.pairs]}
-        else:
-            self.experts._finish(known, held_out)
-            self.linear._share(self.experts)
-            other = self.linear._fit(known, device, progress, None)
-            self.linear._finish(known, other)
-            w = _group_weight(known, held_out.groups, other.groups)
-            held_out.groups = w * held_out.groups + (1 - w) * other.groups
-            weight = {None: w}
-            for pair in self.pairs:
-                weight[pair] = self._pair_weight(known, pair, held_out, other)
-                mixed = weight[pair] * held_out.pairs[pair]
-                held_out.pairs[pair] = mixed + (1 - weight[pair]) * other.pairs[pair]
-            self._finish(known, held_out)
+            self.weights_ = self._tidy({task: 1.0 for task in [None, *self.pairs]})
+            return None
+        self.experts._finish(known, ours)
+        self.linear._share(self.experts)
+        other = self.linear._fit(known, device, progress, None)
+        self.linear._finish(known, other)
+        w = _group_weight(known, ours.groups, other.groups)
+        weight, mixed = {None: w}, OutOfFold(w * ours.groups + (1 - w) * other.groups, {})
+        for pair in self.pairs:
+            w = weight[pair] = self._pair_weight(known, pair, ours, other)
+            mixed.pairs[pair] = w * ours.pairs[pair] + (1 - w) * other.pairs[pair]
         self.weights_ = self._tidy(weight)
-        return self
+        return mixed
 
     def _pair_weight(self, known: Known, pair, ours: OutOfFold, other: OutOfFold) -> float:
         """Weight of the experts in one translation, by least squares, drawn towards a half."""
@@ -186,11 +158,16 @@ class ScMoE(Part):
         Raises
         ------
         FileExistsError
-            If ``path`` exists and ``overwrite`` is False.
+            If ``path`` exists and ``overwrite`` is False, or if what is there is no model.
         """
         path = Path(path)
         if path.exists() and not overwrite:
             raise FileExistsError(f"{path} exists; choose another path or pass overwrite=True.")
+        empty = path.is_dir() and not any(path.iterdir())
+        if path.exists() and not empty and not (path / "model.json").is_file():
+            raise FileExistsError(
+                f"{path} holds no model, and nothing else is overwritten; choose another path."
+            )
         transform, arrays = self.transform_.state()
         tensors = {f"transform.{k}": torch.as_tensor(v) for k, v in arrays.items()}
         experts, ours = self.experts.state()
@@ -231,16 +208,23 @@ class ScMoE(Part):
             experts=experts,
             linear=linear,
         )
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        partial.mkdir(parents=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(".partial", f".{path.name}.", path.parent))
+        new, old = draft / "new", draft / "old"
         try:
-            save_file(tensors, partial / "model.safetensors")
-            (partial / "model.json").write_text(json.dumps(note, indent=1))
+            new.mkdir()
+            save_file(tensors, new / "model.safetensors")
+            (new / "model.json").write_text(json.dumps(note, indent=1))
             if path.exists():
-                shutil.rmtree(path)
-            partial.rename(path)
+                path.rename(old)
+            try:
+                new.rename(path)
+            except OSError:
+                if old.exists():
+                    old.rename(path)
+                raise
         finally:
-            shutil.rmtree(partial, ignore_errors=True)
+            shutil.rmtree(draft, ignore_errors=True)
 
     def _parts(self) -> list[Part]:
         """Itself and its parts, as far as they weigh sources."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from functools import partial
 
 import anndata as ad
 import numpy as np
@@ -79,9 +80,12 @@ class Experts(Part):
         if self.task == "unsupervised":
             labels = np.full(len(labels), -1)
         has = np.stack([present[m] for m in self.modalities_], 1)
-        return Known(matrices, has, labels, len(self.groups_), fold, fold >= 0)
+        known = Known(matrices, has, labels, len(self.groups_), fold, fold >= 0)
+        if self.config.train.test_chooses_epoch:
+            known.watch = partial(paper.test_ari, self, split)
+        return known
 
-    def _fit(self, known: Known, device, progress, checkpoint, watch=None) -> OutOfFold | None:
+    def _fit(self, known: Known, device, progress, checkpoint) -> OutOfFold | None:
         device = choose_device(device)
         x = self._read(known.scores)
         cells = Cells(x, known.present, known.labels, device)
@@ -102,7 +106,7 @@ class Experts(Part):
             seed=self.seed_,
             scales=scales,
             input_noise=self._input_noise(x),
-            watch=watch,
+            watch=known.watch and known.watch(device),
             progress=progress,
             checkpoint=checkpoint,
             fingerprint=_fingerprint(self.config, self.task, x, known),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import combinations, permutations
 
@@ -14,7 +15,7 @@ from sklearn.metrics import confusion_matrix
 
 from scmoe.clusters import find_clusters
 from scmoe.data import DataError, Split
-from scmoe.method import MAX_TOLD, Components, Method, inner_folds
+from scmoe.method import MAX_TOLD, Components, Translator, inner_folds
 
 SHIFTS = (0.5, 0.25, 0.75, 0.0, 1.0)  # shares of a group's log frequency that may be taken off
 PRIOR_CELLS = 5.0  # how many cells speak for equal weights of all sources, or of all views
@@ -35,6 +36,7 @@ class Known:
     labels : ``(N,)`` group numbers, -1 where unknown; clusters, where no label is to be seen.
     fold : ``(N,)`` which of K folds holds a cell out.
     held_out : ``(N,)`` bool, whether something was trained that did not learn from a cell.
+    watch : of a device, gives what scores the network after each epoch (``paper`` protocol only).
     """
 
     scores: dict[str, np.ndarray]
@@ -43,6 +45,7 @@ class Known:
     n_groups: int
     fold: np.ndarray
     held_out: np.ndarray
+    watch: Callable | None = None
 
     @property
     def n_folds(self) -> int:
@@ -66,7 +69,7 @@ class OutOfFold:
     pairs: dict[tuple[str, str], np.ndarray]  # (target, source): (N, n_told of the target)
 
 
-class Part(Method):
+class Part(Translator):
     """A method on components. A subclass has ``_fit``, ``_views`` and ``_pair``.
 
     The components of every modality are fixed linear maps of its scaled features, fitted to
@@ -218,37 +221,13 @@ class Part(Method):
         table.loc[~present.any(1)] = np.nan  # nothing was measured that could tell
         return table
 
-    def translate(
-        self,
-        mdata: MuData,
-        target: str,
-        source: str | list[str],
-        units: str = "measured",
-        out: np.ndarray | None = None,
-    ) -> np.ndarray:
-        """Predict modality ``target`` from ``source``; the target is never read.
-
-        Parameters
-        ----------
-        target
-            A modality seen in training; ``mdata`` need not have it.
-        source
-            One modality, or several.
-        units
-            ``measured`` for the units the data came in, all features; ``scaled`` for the space that
-            :meth:`transform` gives.
-        out
-            Array ``(n_cells, n_features)`` to write into, for instance a memory map.
-
-        Returns
-        -------
-        Array ``(n_cells, n_features)``; rows of cells without any source modality are NaN.
-        """
-        sources = self._check_translation(target, source, units)
+    def _told(self, mdata, target, sources):
         scores, present = self._scores(mdata, sources)
-        values = self._translated(scores, present, target)
-        inverse = self.components_[target].inverse
-        return self._write(lambda rows: inverse(values[rows]), present.any(1), target, units, out)
+        values, inverse = (
+            self._translated(scores, present, target),
+            self.components_[target].inverse,
+        )
+        return lambda rows: inverse(values[rows]), present.any(1)
 
     def _translated(self, scores, present, target: str) -> np.ndarray:
         """Components of ``target`` ``(n_cells, p)`` from all sources in ``scores``."""

@@ -217,7 +217,7 @@ def read_reference() -> pd.DataFrame:
 class Watched(Experts):
     """Compares the gradients of its tasks while it is trained."""
 
-    def _fit(self, known, device, progress, checkpoint, watch=None):
+    def _fit(self, known, device, progress, checkpoint):
         some = torch.randperm(len(known.fold), generator=torch.Generator().manual_seed(self.seed))
         cells = Cells(self._read(known.scores), known.present, known.labels, device)
         batch = cells.batch(some[None, :SAME_CELLS])
@@ -230,7 +230,8 @@ class Watched(Experts):
                 self.found_.append(found.assign(epoch=self.epoch_))
             return 0.0
 
-        return super()._fit(known, device, progress, checkpoint, compare)
+        known.watch = lambda device: compare
+        return super()._fit(known, device, progress, checkpoint)
 
     def cosines(self) -> pd.DataFrame:
         """Records of what was found."""

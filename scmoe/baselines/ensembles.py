@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import permutations
 
 import numpy as np
@@ -13,7 +12,7 @@ from sklearn.kernel_ridge import KernelRidge
 from sklearn.metrics.pairwise import euclidean_distances
 
 from scmoe.data import Split
-from scmoe.method import Components, Method, inner_folds
+from scmoe.method import Components, Translator, inner_folds
 
 KERNEL_COMPONENTS, ALPHAS = 300, (0.01, 0.03, 0.1, 0.3, 1.0)
 N_MEMBERS = 6  # each learns from half of the cells
@@ -22,7 +21,7 @@ LEAVES = (4, 8, 16)  # of a tree, the most
 MAX_ROUNDS, PATIENCE = 300, 10
 
 
-class _OnComponents(Method):
+class _OnComponents(Translator):
     """A method whose translations go from components to components; a subclass fits pairs."""
 
     n_components: int
@@ -42,36 +41,22 @@ class _OnComponents(Method):
         return {m: self.components_[m](x)[:, :q] * present[m][:, None] for m, x in matrices.items()}
 
     def _fit_pairs(self, scores: dict, present: dict, n_told: int | None = None) -> None:
-        self.told_ = {}
+        self.maps_ = {}
         for target, source in permutations(self.modalities_, 2):
             both = present[target] & present[source]
             z, y = scores[source][both], scores[target][both][:, :n_told]
-            self.told_[target, source] = self._fit_pair(z, y)
+            self.maps_[target, source] = self._fit_pair(z, y)
 
-    def translate(
-        self,
-        mdata: MuData,
-        target: str,
-        source: str | Sequence[str],
-        units: str = "measured",
-        out: np.ndarray | None = None,
-    ) -> np.ndarray:
-        """Predict modality `target` from `source`, the mean over several; it is never read.
-
-        Returns
-        -------
-        `(n_cells, n_features)`; rows of cells without any source modality are NaN.
-        """
-        sources = self._check_translation(target, source, units)
+    def _told(self, mdata, target, sources):
+        """Mean over a cell's sources."""
         matrices, present = self._matrices(mdata, sources)
         scores, count = self._scores(matrices, present), sum(present[s] for s in sources)
-        told = sum(
-            present[s][:, None] * sum(m(scores[s]) for m in members) / len(members)
-            for s in sources
-            for members in [self.told_[target, s]]
-        ) / np.maximum(count, 1)[:, None]  # fmt: skip
-        inverse = self.components_[target].inverse
-        return self._write(lambda rows: inverse(told[rows]), count > 0, target, units, out)
+        total = 0.0
+        for s in sources:
+            members = self.maps_[target, s]
+            total += present[s][:, None] * sum(m(scores[s]) for m in members) / len(members)
+        told, inverse = total / np.maximum(count, 1)[:, None], self.components_[target].inverse
+        return lambda rows: inverse(told[rows]), count > 0
 
 
 class KernelEnsemble(_OnComponents):

@@ -27,7 +27,7 @@ from sklearn.preprocessing import StandardScaler
 
 from scmoe.data import DataError, Split
 from scmoe.data.blocks import matrix, row_blocks, values
-from scmoe.method import Method, require
+from scmoe.method import Method, Translator, require
 
 FEW_CELLS = 5000
 RNA, PROTEIN, PEAKS = ("rna", "mrna", "gex"), ("protein", "adt"), ("atac", "peaks")
@@ -130,7 +130,7 @@ class _Peer(Method):
         return found[0]
 
 
-class MOFA(_Peer):
+class MOFA(Translator, _Peer):
     """MOFA+ (Argelaguet et al. 2020): factors shared by all modalities, Gaussian on scaled values.
 
     New cells' factors are their posterior mean given the fitted weights and noise, from whichever
@@ -171,15 +171,13 @@ class MOFA(_Peer):
         """Factors `(n_cells, k)`."""
         return self._factors(mdata, self._available(mdata))
 
-    def translate(self, mdata, target, source, units="measured", out=None) -> np.ndarray:
-        """Predict `target` from the factors of `source`, as :meth:`scmoe.ScMoE.translate` does."""
-        sources = self._check_translation(target, source, units)
+    def _told(self, mdata, target, sources):
+        """From the factors of the sources."""
         predicted = self._factors(mdata, sources) @ self.weights_[target].T + self.means_[target]
-        has = np.ones(len(predicted), bool)
-        return self._write(lambda rows: predicted[rows], has, target, units, out)
+        return lambda rows: predicted[rows], np.ones(len(predicted), bool)
 
 
-class UniVI(_Peer):
+class UniVI(Translator, _Peer):
     """UniVI (Ashford et al. 2026): a variational autoencoder per modality, fused by experts.
 
     Gaussian likelihoods on scaled values (Bernoulli for 0/1 peaks), the authors' layers and
@@ -242,15 +240,13 @@ class UniVI(_Peer):
         """Mean of the fused posterior `(n_cells, n_latent)`."""
         return self._latent(self._annotated(mdata)).numpy()
 
-    def translate(self, mdata, target, source, units="measured", out=None) -> np.ndarray:
-        """Encode `source`, decode `target`, as :meth:`scmoe.ScMoE.translate` does."""
-        sources = self._check_translation(target, source, units)
+    def _told(self, mdata, target, sources):
+        """Encode the sources, decode the target."""
         scaled = self._scaled(mdata, sources)
         evaluation = require("univi.evaluation", self.method)
         latent = self._latent({m: ad.AnnData(x.astype(np.float32)) for m, x in scaled.items()})
         predicted = evaluation.decode_from_latent(self.model_, latent.numpy())[target]
-        has = np.ones(len(predicted), bool)
-        return self._write(lambda rows: predicted[rows], has, target, units, out)
+        return lambda rows: predicted[rows], np.ones(len(predicted), bool)
 
 
 class _CountModel(_Peer):

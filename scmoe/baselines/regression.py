@@ -6,11 +6,10 @@ source and target. Its settings have the least squared error on inner folds of t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import permutations
 
 import numpy as np
-from mudata import MuData
 from scipy import sparse
 from scipy.linalg import eigh, svd
 from sklearn.kernel_approximation import Nystroem
@@ -18,7 +17,7 @@ from sklearn.metrics.pairwise import euclidean_distances
 
 from scmoe.baselines.components import UnitComponents
 from scmoe.data import Split
-from scmoe.method import Method, inner_folds
+from scmoe.method import Translator, inner_folds
 
 PENALTIES = np.logspace(-2, 3, 11)  # times the mean variance of an input
 RANKS = (1, 2, 3, 5, 8, 12, 20, 40)
@@ -29,7 +28,7 @@ MAX_LANDMARKS = 1000
 Path = Iterator[tuple[object, np.ndarray, np.ndarray]]
 
 
-class Ridge(Method):
+class Ridge(Translator):
     """Ridge regression, with a penalty for every target feature.
 
     Every ordered pair of modalities is fitted; several sources together when first asked for.
@@ -53,38 +52,13 @@ class Ridge(Method):
             self._coefficients(target, (source,))
         return self
 
-    def translate(
-        self,
-        mdata: MuData,
-        target: str,
-        source: str | Sequence[str],
-        units: str = "measured",
-        out: np.ndarray | None = None,
-    ) -> np.ndarray:
-        """Predict modality `target` from `source`; the target is never read.
-
-        Parameters
-        ----------
-        target, source
-            Modalities seen in training; `source` may be several.
-        units
-            ``measured`` for the units the data came in, ``scaled`` for those of `transform`.
-        out
-            Array `(n_cells, n_features)` to write into.
-
-        Returns
-        -------
-        `(n_cells, n_features)`; rows of cells without any source modality are NaN.
-        """
-        sources = self._check_translation(target, source, units)
+    def _told(self, mdata, target, sources):
         matrices, present = self._matrices(mdata, sources)
         scores = self._inputs(matrices, present)
         fitted = self._coefficients(target, tuple(m for m in self.modalities_ if m in sources))
         Z = fitted.inputs(scores)
         has = np.any(list(present.values()), axis=0)
-        return self._write(
-            lambda rows: fitted.mean + Z[rows] @ fitted.weights, has, target, units, out
-        )
+        return lambda rows: fitted.mean + Z[rows] @ fitted.weights, has
 
     def _input_map(self, X):
         """What takes scaled values of one modality to the regression's inputs `(n_cells, p)`."""

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from scmoe.data import Split
-from scmoe.method import Method
+from scmoe.method import Translator
 from scmoe.nn.cells import Batch, Cells
 from scmoe.nn.losses import ddc
 
@@ -50,7 +50,7 @@ PRESETS = {
 }
 
 
-class UnitedNet(Method):
+class UnitedNet(Translator):
     """UnitedNet: an autoencoder per modality, all decoders on all latents, and group heads.
 
     Training alternates full passes of a translation schedule (reconstruction, translation,
@@ -115,27 +115,13 @@ class UnitedNet(Method):
         logits = self._run("groups", lambda network, b: network.logits(b), mdata)
         return self._group_table(logits.double().softmax(1).numpy(), mdata.obs_names)
 
-    def translate(
-        self,
-        mdata: MuData,
-        target: str,
-        source: str | Sequence[str],
-        units: str = "measured",
-        out: np.ndarray | None = None,
-    ) -> np.ndarray:
-        """Predict modality `target` from `source`; the mean over several sources.
-
-        Returns
-        -------
-        `(n_cells, n_features)`; rows of cells without any source modality are NaN.
-        """
-        sources = self._check_translation(target, source, units)
+    def _told(self, mdata, target, sources):
+        """Mean over a cell's sources."""
         index = self.modalities_.index(target)
 
         run = lambda network, b: network.translate(b, index)  # noqa: E731
         values = self._run("translation", run, mdata, sources).numpy()
-        has = ~np.isnan(values).any(1)
-        return self._write(lambda rows: values[rows], has, target, units, out)
+        return lambda rows: values[rows], ~np.isnan(values).any(1)
 
     def get_latent_representation(self, mdata: MuData) -> np.ndarray:
         """Weighted mean of the modalities' latents `(n_cells, n_latent)`."""

@@ -12,6 +12,7 @@ import scmoe
 from benchmarks.claims import leaks
 from scmoe import collect, paper
 from scmoe.config import preset
+from scmoe.networks import Experts
 from scmoe.nn.network import Network
 
 SMALL = dict(epochs=30, d=16, n_heads=2, n_patches=4, n_experts=4, lr=1e-2)
@@ -103,6 +104,8 @@ def test_a_validation_choice_keeps_both_epochs(split):
     )
     model = scmoe.ScMoE("unsupervised", config).fit(split, "cpu", progress=False)
     assert model.experts.test_chosen_ is not None and model.history_["val_loss"].notna().all()
+    alone = Experts("unsupervised", config).fit(split, progress=False)  # on any device
+    assert np.array_equal(alone.history_["watched"], model.history_["watched"])
 
 
 def records(value, training=leaks.PUBLISHED, scoring=leaks.AS_PUBLISHED, epoch=leaks.LAST, seed=0,

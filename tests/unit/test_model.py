@@ -2,6 +2,7 @@
 
 import dataclasses
 import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -119,6 +120,35 @@ def test_saving_never_overwrites_unasked_and_leaves_nothing_behind(model, tmp_pa
     with pytest.raises(FileExistsError, match="overwrite=True"):
         model.save(tmp_path / "model")
     model.save(tmp_path / "model", overwrite=True)
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("made", ["a folder of somebody's data", "a file"])
+def test_saving_overwrites_models_only(model, tmp_path, made):
+    path = tmp_path / "precious"
+    kept = path if made == "a file" else path / "year.csv"
+    kept.parent.mkdir(exist_ok=True)
+    kept.write_text("the only copy")
+    with pytest.raises(FileExistsError, match="holds no model"):
+        model.save(path, overwrite=True)
+    assert kept.read_text() == "the only copy"
+    assert [p.name for p in tmp_path.iterdir()] == ["precious"]
+
+
+def test_a_model_that_cannot_be_put_in_its_place_leaves_the_old_one(model, tmp_path, monkeypatch):
+    path, rename = tmp_path / "model", Path.rename
+    model.save(path)
+    before = {file.name: file.read_bytes() for file in path.iterdir()}
+
+    def fail(self, target):
+        if self.name == "new":
+            raise OSError("disk full")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(OSError, match="disk full"):
+        model.save(path, overwrite=True)
+    assert {file.name: file.read_bytes() for file in path.iterdir()} == before
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
 
 

@@ -102,11 +102,12 @@ def test_an_absent_modality_is_neither_read_nor_attended_to(network):
     noise = [x[0], torch.full_like(x[1], math.nan), x[2]]
     gone = [x[0], None, x[2]]
     expected = network.encode(x, present)
-    for given in (noise, gone):
-        latents = network.encode(given, present).latents
-        # an absent token goes to some expert, and a product's last bits depend on its size
-        assert torch.allclose(latents, expected.latents, rtol=0, atol=1e-5)
-        assert not latents[:, :, 1].any()
+    read, left_out = (network.encode(given, present).latents for given in (noise, gone))
+    assert torch.equal(read, expected.latents)
+    # a token that is left out goes to another expert, whose product then has another size: with
+    # two threads its last bits differ
+    assert torch.allclose(left_out, expected.latents, rtol=0, atol=1e-6)
+    assert not read[:, :, 1].any() and not left_out[:, :, 1].any()
 
 
 def test_translation_is_what_the_alone_view_decodes(network):
