@@ -19,8 +19,6 @@ def test_it_explains_the_model_that_the_data_sets_own_page_left(few_cells, tmp_p
     records = pd.DataFrame(left["records"])
     assert set(records["task"]) == {"interpretability"}
     assert np.isfinite(records["value"]).all()
-    seconds = records.query("metric == 'seconds'").set_index("method")["value"]
-    assert seconds["SHAP Permutation"] > seconds["gradient × input"]
     warned = [o for c in cells for o in c.get("outputs", []) if "Warning" in str(o.get("text", ""))]
     assert not warned
 

@@ -130,6 +130,23 @@ def test_integrated_gradients_and_permutations_add_up_to_the_answer():
         assert np.abs(told - wanted).max() < 0.02 * np.abs(wanted).mean(), method
 
 
+def test_permutations_ask_the_network_ten_times_as_much_as_one_gradient(monkeypatch):
+    rows, forward = [], Answer.forward
+
+    def counted(self, *x, **options):
+        rows.append(len(x[0]))
+        return forward(self, *x, **options)
+
+    monkeypatch.setattr(Answer, "forward", counted)
+    model, cells, background = fitted()
+    asked = {}
+    for method in ("gradient_x_input", "shap_permutation"):
+        rows.clear()
+        explain.attribute(model, cells[:3], method, background=background)
+        asked[method] = sum(rows)
+    assert asked["shap_permutation"] > 10 * asked["gradient_x_input"] > 0
+
+
 def test_cells_without_a_modality_get_nothing_from_it():
     model, cells, background = fitted()
     lacking = cells.copy()
