@@ -29,6 +29,13 @@ GOLDEN = {
     "cycle-hard": ("3ae899f7f9e9e7d2", "8abed1f4a28a2c94"),
     "own": ("f0bb18df2f924843", "eaa4884061c14e5f"),
 }
+# exponentials of processors without AVX-512 have other last bits, which a simulation amplifies
+if not np._core._multiarray_umath.__cpu_features__["AVX512_SKX"]:
+    GOLDEN |= {
+        "dyngen": ("7b8f88b1264d0c14", "2606b9c5d30fadae"),
+        "atacseq": ("9716523edc037003", "8ff92169f7f99965"),
+        "cycle-hard": ("b4d672f811a8c6eb", "0ce425c81369eab1"),
+    }
 REAL = {
     "dbitseq": ("f2c9f95e664c1263", "ac0442fc491cee6b"),
     "dbitseq-niche": ("cdf5bcb4bd102759", "9c650eb82353138d"),
