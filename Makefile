@@ -41,7 +41,7 @@ lab: $(READY)     ## JupyterLab on the notebooks
 
 full: $(READY)    ## every fold and seed of runs.yml into the table of record; hours, resumable
 	$(RUN) snakemake --cores $(CORES) --rerun-incomplete --nolock --keep-going --config profile=full
-	$(RUN) python -m scmoe.collect
+	$(RUN) python -m benchmarks.record.collect
 
 bench: $(READY)   ## speed and memory, as ratios
 	$(RUN) python -m benchmarks

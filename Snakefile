@@ -2,7 +2,7 @@
 #   snakemake --cores 2                            quick (the default)
 #   snakemake --cores 8 --resources gpu=2 --config profile=full
 # An interrupted or failed run is taken up again by the same command; what is done stays done.
-# A profile's `records` are scored without pages, by scmoe.matrix.
+# A profile's `records` are scored without pages, by benchmarks.record.matrix.
 
 import hashlib
 import itertools
@@ -159,5 +159,5 @@ rule records:
     shell:
         """
         {TAKE_GPU}
-        {sys.executable} -m scmoe.matrix {params.values:q}
+        {sys.executable} -m benchmarks.record.matrix {params.values:q}
         """

@@ -101,7 +101,7 @@ def test_a_run_that_reads_others_comes_last_and_again_when_they_change(matrix):
 def test_the_full_profile_covers_every_published_fold_and_all_methods():
     result = snakemake(ROOT, "--dry-run", "--printshellcmds", "--config", "profile=full")
     assert result.returncode == 0, result.stderr
-    lines = [line for line in result.stdout.splitlines() if "-m scmoe.matrix" in line]
+    lines = [line for line in result.stdout.splitlines() if "-m benchmarks.record.matrix" in line]
     given = [json.loads(shlex.split(line)[-1]) for line in lines]
     patchseq = [p for p in given if p["dataset"] == "patchseq"]
     assert all(p["fold"] == list(range(10)) for p in patchseq)

@@ -5,7 +5,7 @@ import json
 import pandas as pd
 import pytest
 
-from scmoe import collect, matrix
+from benchmarks.record import collect, matrix
 from scmoe.metrics import COLUMNS
 
 GIVEN = {"allow_standin": True, "cells": 100, "genes": 60, "simulation": 5, "threads": 1,

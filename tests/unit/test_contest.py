@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from scmoe import contest
+from benchmarks.record import contest
 from scmoe.metrics import COLUMNS
 
 

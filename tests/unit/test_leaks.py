@@ -10,7 +10,8 @@ import torch.nn.functional as F
 
 import scmoe
 from benchmarks.claims import leaks
-from scmoe import collect, paper
+from benchmarks.record import collect
+from scmoe import paper
 from scmoe.config import preset
 from scmoe.networks import Experts
 from scmoe.nn.network import Network

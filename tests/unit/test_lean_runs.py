@@ -6,7 +6,8 @@ import pandas as pd
 import pytest
 
 import scmoe
-from scmoe import matrix, record
+from benchmarks.record import matrix
+from scmoe import record
 from scmoe.networks import Experts
 
 SMALL = {"allow_standin": True, "cells": 120, "genes": 60, "simulation": 5, "threads": 1,

@@ -1,6 +1,6 @@
 """Score a group of methods on folds of a data set, without a page: the full profile's runs.
 
-``python -m scmoe.matrix '{"dataset": "patchseq", "methods": "simple", "fold": [0, 1], "seed": 0}'``
+``python -m benchmarks.record.matrix '{"dataset": "patchseq", "methods": "peers", "fold": [0, 1]}'``
 
 The functions are those that a page calls, so its numbers are the same. Every fold leaves a
 `metrics.json` in a folder of `out_dir`. A fold that the same sources, versions and parameters
@@ -19,7 +19,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from scmoe import contest, paper
+from benchmarks.record import contest
+from scmoe import paper
 from scmoe.baselines import Boosting, KernelEnsemble, UnitedNet
 from scmoe.baselines.roster import peer_methods, simple_methods
 from scmoe.data import DataError, Split

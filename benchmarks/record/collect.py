@@ -1,6 +1,6 @@
 """Gather the records of the full profile into the table of record.
 
-``python -m scmoe.collect`` adds every `metrics.json` below `book/runs/full` to
+``python -m benchmarks.record.collect`` adds every `metrics.json` below `book/runs/full` to
 `book/reference_results.csv`, and says beside it, in a JSON, where each number comes from. A number
 that is there already is replaced. The table never mixes two versions of ours in one task: when the
 model's sources changed, what the old ones left is dropped.
