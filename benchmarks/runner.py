@@ -28,6 +28,7 @@ import pandas as pd
 
 import scmoe
 from benchmarks.common import RESULTS, rounded
+from benchmarks.record.ensembles import Boosting, KernelEnsemble
 from scmoe import baselines
 from scmoe.data import Split
 from scmoe.data.split import stratified
@@ -50,8 +51,8 @@ RIVALS = {
     "logistic regression": lambda: baselines.LogisticRegression("late"),
     "ridge": baselines.Ridge,
     "kernel ridge": baselines.KernelRidge,
-    "kernel ridge ensemble": baselines.KernelEnsemble,
-    "gradient boosting": baselines.Boosting,
+    "kernel ridge ensemble": KernelEnsemble,
+    "gradient boosting": Boosting,
 }
 GRID = {f"{e} experts, top {k}": {"n_experts": e, "top_k": k}
         for e in (2, 4, 8, 16, 32) for k in (1, 2, 4) if k <= e and (e, k) != (8, 2)}  # fmt: skip

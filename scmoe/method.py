@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -279,19 +278,3 @@ def inner_folds(labels: np.ndarray | None, n_cells: int, seed: int, n_folds: int
     with warnings.catch_warnings():  # groups smaller than the number of folds: meant
         warnings.filterwarnings("ignore", message="The least populated class")
         return [test for _, test in folds.split(labels, labels)]
-
-
-def require(package: str, method: str):
-    """Import what only one method needs.
-
-    Raises
-    ------
-    ImportError
-        That says how to install it.
-    """
-    try:
-        return importlib.import_module(package)
-    except ImportError as error:
-        raise ImportError(
-            f"{method} needs {package}, which is not installed: pip install 'scmoe[peers]'"
-        ) from error

@@ -301,9 +301,10 @@ def read_records(paths: str | Path | Iterable[str | Path]) -> pd.DataFrame:
 
 
 def source_hash(names: Sequence[str] = tuple(TRAINS)) -> str:
-    """Give the hash of files and folders of the package: those that decide a trained model.
+    """Give the hash of files and folders: those of the package that decide a trained model.
 
-    Of their statements alone: docstrings, comments and layout change no number.
+    Names are relative to the package. Only statements count: docstrings, comments and layout
+    change no number.
     """
     digest = hashlib.sha256()
     for name in names:
@@ -313,7 +314,7 @@ def source_hash(names: Sequence[str] = tuple(TRAINS)) -> str:
             for node in ast.walk(tree):
                 if isinstance(node, DOCUMENTED) and ast.get_docstring(node) is not None:
                     node.body = node.body[1:] or [ast.Pass()]
-            digest.update(file.relative_to(PACKAGE).as_posix().encode())
+            digest.update(Path(os.path.relpath(file, PACKAGE)).as_posix().encode())
             digest.update(ast.unparse(tree).encode())
     return digest.hexdigest()[:16]
 

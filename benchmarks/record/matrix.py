@@ -15,14 +15,15 @@ import shutil
 import sys
 import warnings
 from collections.abc import Iterator
+from itertools import combinations
 from pathlib import Path
 
 import pandas as pd
 
-from benchmarks.record import contest
-from scmoe import paper
-from scmoe.baselines import Boosting, KernelEnsemble, UnitedNet
-from scmoe.baselines.roster import peer_methods, simple_methods
+from benchmarks.record import contest, peers
+from benchmarks.record.ensembles import Boosting, KernelEnsemble
+from benchmarks.record.unitednet import UnitedNet
+from scmoe import baselines, paper
 from scmoe.data import DataError, Split
 from scmoe.metrics import COLUMNS, evaluate
 from scmoe.model import ScMoE
@@ -30,14 +31,17 @@ from scmoe.networks import Experts
 from scmoe.record import SIMULATION, TRAINS, Run, source_hash, start_run
 
 SCORES = ["metrics.py", "paper.py"]
+HERE = "../benchmarks/record"  # from the package's folder
+SHARED = ["data", "method.py", f"{HERE}/matrix.py"]
 SOURCES = {  # what decides the numbers of a group of methods
-    "simple": ["data", "method.py", "clusters.py", *(f"baselines/{name}.py" for name in
-               ("components", "roster", "heads", "classifiers", "regression", "clustering"))],
-    "ensembles": ["data", "method.py", "baselines/ensembles.py"],
-    "unitednet": ["data", "method.py", "baselines/unitednet.py", "nn/losses.py"],
-    "peers": ["data", "method.py", *(f"baselines/{name}.py" for name in
-              ("components", "roster", "peers", "clustering"))],
+    "simple": [*SHARED, "clusters.py", *(f"baselines/{name}.py" for name in
+               ("components", "heads", "classifiers", "regression", "clustering"))],
+    "ensembles": [*SHARED, f"{HERE}/ensembles.py"],
+    "unitednet": [*SHARED, f"{HERE}/unitednet.py", "nn/losses.py"],
+    "peers": [*SHARED, f"{HERE}/peers.py", "clusters.py",
+              *(f"baselines/{name}.py" for name in ("components", "clustering"))],
 }  # fmt: skip
+REGRESSIONS = [baselines.Ridge, baselines.ReducedRank, baselines.PLS, baselines.KernelRidge]
 LIBRARIES = ["muon", "mofapy2", "univi", "scvi-tools", "matilda-sc"]
 
 
@@ -73,22 +77,31 @@ def dense(run: Run, split: Split) -> pd.DataFrame:
 
 
 def others(group: str, split: Split) -> Iterator:
-    """Give the methods of a group that are not ours, for both tasks, not yet fitted."""
+    """Give the methods of a group that are not ours, for both tasks, not yet fitted.
+
+    Simple ones read every combination of modalities, fused early and late.
+    """
+    names, several = split.modalities, len(split.modalities) > 1
     if group == "peers":
-        yield from peer_methods(split)
-        return
-    if group == "ensembles":
-        yield Boosting()
-        if len(split.modalities) > 1:
-            yield KernelEnsemble()
-        return
-    for task in ("supervised", "unsupervised"):
-        if group == "unitednet":
-            yield UnitedNet(task)
-            continue
-        for method in simple_methods(task, split, "full"):
-            if method.task == task or (method.task, task) == ("translation", "supervised"):
-                yield method
+        kinds = [peers.MOFA, peers.UniVI, peers.TotalVI, peers.MultiVI, peers.Matilda]
+        yield from (kind() for kind in kinds + [peers.WNN] * several)
+    elif group == "unitednet":
+        yield from (UnitedNet("supervised"), UnitedNet("unsupervised"))
+    elif group == "ensembles":
+        yield from (kind() for kind in [Boosting] + [KernelEnsemble] * several)
+    else:
+        subsets = [list(c) for n in range(1, len(names) + 1) for c in combinations(names, n)]
+        for subset in subsets:
+            for fusion in ("late", "early") if len(subset) > 1 else ("late",):
+                yield baselines.LogisticRegression(fusion, subset)
+                yield baselines.DiscriminantAnalysis(fusion, subset)
+        yield baselines.LinearEnsemble()
+        if "spatial" in split.test.obsm:
+            yield baselines.CoordinateNeighbours()
+        for kind in REGRESSIONS if several else []:
+            yield kind()
+        for subset in subsets:
+            yield from (baselines.KMeans(modalities=subset), baselines.Leiden(modalities=subset))
 
 
 def score(run: Run, group: str, split: Split) -> tuple[pd.DataFrame, list[dict]]:

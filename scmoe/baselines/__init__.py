@@ -1,4 +1,4 @@
-"""Simple methods and other authors', behind the interface of :class:`scmoe.ScMoE`."""
+"""Simple methods, behind the interface of :class:`scmoe.ScMoE`."""
 
 from scmoe.baselines.classifiers import (
     CoordinateNeighbours,
@@ -6,20 +6,15 @@ from scmoe.baselines.classifiers import (
     LinearEnsemble,
     LogisticRegression,
 )
-from scmoe.baselines.clustering import WNN, KMeans, Leiden
-from scmoe.baselines.ensembles import Boosting, KernelEnsemble
+from scmoe.baselines.clustering import KMeans, Leiden
 from scmoe.baselines.linear import Linear
 from scmoe.baselines.regression import PLS, KernelRidge, ReducedRank, Ridge
-from scmoe.baselines.unitednet import UnitedNet
 
 __all__ = [
     "PLS",
-    "WNN",
-    "Boosting",
     "CoordinateNeighbours",
     "DiscriminantAnalysis",
     "KMeans",
-    "KernelEnsemble",
     "KernelRidge",
     "Leiden",
     "Linear",
@@ -27,5 +22,4 @@ __all__ = [
     "LogisticRegression",
     "ReducedRank",
     "Ridge",
-    "UnitedNet",
 ]

@@ -6,9 +6,6 @@ cluster does not depend on which other cells come with it.
 
 from __future__ import annotations
 
-import warnings
-
-import anndata as ad
 import mudata as md
 import numpy as np
 import pandas as pd
@@ -18,7 +15,7 @@ from sklearn.neighbors import NearestNeighbors, kneighbors_graph
 from scmoe.baselines.components import UnitComponents
 from scmoe.clusters import communities
 from scmoe.data import Split
-from scmoe.method import Method, require
+from scmoe.method import Method
 
 N_COMPONENTS = 20
 N_NEIGHBORS = 15
@@ -82,7 +79,7 @@ class Leiden(_Clusters):
     method = "Leiden"
 
     def _cluster(self, blocks, present):
-        self._blocks_, self.weights_ = blocks, None
+        self._blocks_ = blocks
         joint = np.hstack(list(blocks.values()))
         graph = kneighbors_graph(joint, min(N_NEIGHBORS, len(joint) - 1))
         self.clusters_ = communities(graph + graph.T, len(self.groups_), self.seed_)
@@ -95,36 +92,3 @@ class Leiden(_Clusters):
         index = NearestNeighbors(n_neighbors=min(N_NEIGHBORS, len(known))).fit(known)
         near = index.kneighbors(new, return_distance=False)  # (n_cells, k)
         return np.eye(len(self.groups_))[self.clusters_[near]].mean(1)
-
-
-class WNN(Leiden):
-    """Leiden communities of muon's weighted nearest neighbours (Hao et al. 2021).
-
-    A new cell's probabilities are the shares of its nearest cells in each modality, weighted by
-    the modality weights of those cells. Needs `muon`, and every cell in every modality.
-    """
-
-    method = "weighted nearest neighbours + Leiden"
-
-    def _cluster(self, blocks, present):
-        muon, scanpy = require("muon", "WNN"), require("scanpy", "WNN")
-        cells = [str(i) for i in range(len(next(iter(blocks.values()))))]
-        parts = {m: ad.AnnData(z, pd.DataFrame(index=cells)) for m, z in blocks.items()}
-        for part in parts.values():
-            scanpy.pp.neighbors(part, N_NEIGHBORS, use_rep="X", random_state=self.seed_)
-        mdata = md.MuData(parts)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            muon.pp.neighbors(mdata, n_neighbors=N_NEIGHBORS, random_state=self.seed_)
-        self._blocks_ = blocks
-        self.weights_ = {m: mdata.obs[f"{m}:mod_weight"].to_numpy() for m in blocks}
-        graph = mdata.obsp["connectivities"]
-        self.clusters_ = communities(graph + graph.T, len(self.groups_), self.seed_)
-
-    def _assign(self, blocks):
-        total = 0
-        for m, known in self._blocks_.items():
-            near = NearestNeighbors(n_neighbors=min(N_NEIGHBORS, len(known))).fit(known)
-            weight = self.weights_[m][near.kneighbors(blocks[m], return_distance=False)].mean(1)
-            total = total + weight[:, None] * self._votes(known, blocks[m])
-        return total / total.sum(1, keepdims=True)

@@ -14,6 +14,7 @@ from sklearn.linear_model import Ridge as ExactRidge
 from sklearn.neighbors import kneighbors_graph
 
 import scmoe
+from benchmarks.record.ensembles import Boosting, KernelEnsemble
 from scmoe import baselines
 from scmoe.baselines import heads, regression
 from scmoe.clusters import communities
@@ -34,7 +35,7 @@ TRANSLATIONS = [
     baselines.ReducedRank,
     baselines.PLS,
     baselines.KernelRidge,
-    baselines.KernelEnsemble,
+    KernelEnsemble,
 ]
 
 
@@ -60,7 +61,7 @@ def test_groups_are_found_and_probabilities_sum_to_one(make, split):
 
 
 def test_trees_name_groups_and_translate(split):
-    model = baselines.Boosting().fit(split)
+    model = Boosting().fit(split)
     scores = scmoe.evaluate(model, split.test)
     assert scores.query("metric == 'accuracy'")["value"].item() >= 0.9
     assert scores.query("metric == 'r2'")["value"].max() > 0.3
@@ -68,7 +69,7 @@ def test_trees_name_groups_and_translate(split):
     np.testing.assert_allclose(model.predict(part)[model.groups_].sum(axis=1), 1)
 
 
-@pytest.mark.parametrize("make", [*GROUP_METHODS, *TRANSLATIONS, baselines.Boosting])
+@pytest.mark.parametrize("make", [*GROUP_METHODS, *TRANSLATIONS, Boosting])
 def test_test_cells_never_touch_what_is_fitted(make, split):
     before = result(make().fit(split), split.val)
     for part in split.test.mod.values():

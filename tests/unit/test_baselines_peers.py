@@ -10,11 +10,11 @@ import pytest
 from scipy import sparse
 
 import scmoe
-from scmoe.baselines import WNN, peers
+from benchmarks.record import peers
 from scmoe.data import DataError, split_mudata
 
 PEERS = [peers.MOFA, peers.UniVI, peers.TotalVI, peers.MultiVI]
-ALL = {"muon": WNN, "matilda": peers.Matilda, **{p.package: p for p in PEERS}}
+ALL = {"muon": peers.WNN, "matilda": peers.Matilda, **{p.package: p for p in PEERS}}
 
 
 def counted(n_cells: int = 400) -> md.MuData:
@@ -94,7 +94,7 @@ def test_one_fit_serves_both_tasks(split):
 @pytest.mark.slow
 @installed("muon")
 def test_weighted_nearest_neighbours_find_groups(split):
-    table = scmoe.evaluate(WNN().fit(split), split.test)
+    table = scmoe.evaluate(peers.WNN().fit(split), split.test)
     assert table.set_index("metric")["value"]["ari"] >= 0.9
 
 

@@ -9,8 +9,7 @@ import torch
 import torch.nn.functional as F
 
 import scmoe
-from scmoe.baselines import UnitedNet
-from scmoe.baselines.unitednet import PRESETS, Sizes, contrastive
+from benchmarks.record.unitednet import PRESETS, Sizes, UnitedNet, contrastive
 from scmoe.data import split_mudata
 
 SMALL = Sizes((32,), 16, n_heads=2, epochs=12, learning_rate=3e-3)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import importlib
 import io
 import logging
 import warnings
@@ -22,15 +23,34 @@ from mudata import MuData
 from scipy import sparse
 from sklearn.cluster import KMeans
 from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import NearestNeighbors
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from scmoe.baselines.clustering import N_NEIGHBORS, Leiden
+from scmoe.clusters import communities
 from scmoe.data import DataError, Split
 from scmoe.data.blocks import matrix, row_blocks, values
-from scmoe.method import Method, Translator, require
+from scmoe.method import Method, Translator
 
 FEW_CELLS = 5000
 RNA, PROTEIN, PEAKS = ("rna", "mrna", "gex"), ("protein", "adt"), ("atac", "peaks")
+
+
+def require(package: str, method: str):
+    """Import what only one method needs.
+
+    Raises
+    ------
+    ImportError
+        That says how to install it.
+    """
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise ImportError(
+            f"{method} needs {package}, which is not installed: pip install 'scmoe[peers]'"
+        ) from error
 
 
 class _Peer(Method):
@@ -382,6 +402,39 @@ class Matilda(Method):
         probabilities = np.repeat(rest[:, None], len(self.groups_), 1)
         probabilities[np.arange(len(best)), best] = sure
         return self._group_table(probabilities, mdata.obs_names)
+
+
+class WNN(Leiden):
+    """Leiden communities of muon's weighted nearest neighbours (Hao et al. 2021).
+
+    A new cell's probabilities are the shares of its nearest cells in each modality, weighted by
+    the modality weights of those cells. Needs `muon`, and every cell in every modality.
+    """
+
+    method = "weighted nearest neighbours + Leiden"
+
+    def _cluster(self, blocks, present):
+        muon, scanpy = require("muon", "WNN"), require("scanpy", "WNN")
+        cells = [str(i) for i in range(len(next(iter(blocks.values()))))]
+        parts = {m: ad.AnnData(z, pd.DataFrame(index=cells)) for m, z in blocks.items()}
+        for part in parts.values():
+            scanpy.pp.neighbors(part, N_NEIGHBORS, use_rep="X", random_state=self.seed_)
+        mdata = MuData(parts)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            muon.pp.neighbors(mdata, n_neighbors=N_NEIGHBORS, random_state=self.seed_)
+        self._blocks_ = blocks
+        self.weights_ = {m: mdata.obs[f"{m}:mod_weight"].to_numpy() for m in blocks}
+        graph = mdata.obsp["connectivities"]
+        self.clusters_ = communities(graph + graph.T, len(self.groups_), self.seed_)
+
+    def _assign(self, blocks):
+        total = 0
+        for m, known in self._blocks_.items():
+            near = NearestNeighbors(n_neighbors=min(N_NEIGHBORS, len(known))).fit(known)
+            weight = self.weights_[m][near.kneighbors(blocks[m], return_distance=False)].mean(1)
+            total = total + weight[:, None] * self._votes(known, blocks[m])
+        return total / total.sum(1, keepdims=True)
 
 
 @contextlib.contextmanager
