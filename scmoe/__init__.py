@@ -1,6 +1,7 @@
 """Sparse mixture of experts for multi-modal single-cell data: measured, explained, compared."""
 
 from scmoe import baselines, data, paper
+from scmoe.audit import audit, write_report
 from scmoe.claim import claim
 from scmoe.config import Config, ModelConfig, TrainConfig, preset
 from scmoe.metrics import evaluate
@@ -12,6 +13,7 @@ __all__ = [
     "ModelConfig",
     "ScMoE",
     "TrainConfig",
+    "audit",
     "baselines",
     "claim",
     "data",
@@ -20,4 +22,5 @@ __all__ = [
     "preset",
     "read_records",
     "start_run",
+    "write_report",
 ]

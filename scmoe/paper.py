@@ -91,6 +91,26 @@ def score_once(
     return table[metrics.COLUMNS]
 
 
+def translate(model, mdata, target: str, source: str, reading: Reading = "joint") -> np.ndarray:
+    """Predict a modality as the published code does, which reads the target where it can.
+
+    Parameters
+    ----------
+    model
+        A fitted :class:`scmoe.ScMoE` of the ``paper`` preset.
+    reading
+        As in :func:`score_once`.
+
+    Returns
+    -------
+    Array ``(n_cells, n_features)`` in measured units.
+    """
+    model = model.experts
+    pair = model.modalities_.index(target), model.modalities_.index(source)
+    told = _decoded(model.network_, model.tensors(mdata), [pair], reading)[pair]
+    return model.transform_.inverse(told, target)
+
+
 def transform(split: Split, hold_out: bool = False) -> Transform:
     """What the published code does to the cells: every feature standardised as measured, no more.
 
@@ -153,7 +173,7 @@ def _decoded(network, cells: Cells, pairs, reading: Reading) -> dict[tuple[int, 
     network.eval()
     values: dict[tuple[int, int], list] = {pair: [] for pair in pairs}
     for b in cells.batches(512):
-        blank, read = [torch.zeros_like(x) for x in b.x], {}
+        blank, read = [x if x is None else torch.zeros_like(x) for x in b.x], {}
         for i, j in pairs:
             if reading in ("joint", "alone"):
                 key, x, view = None, b.x, reading

@@ -1,0 +1,537 @@
+"""The honest questions, asked of any model: a tidy table, and a page to attach to a paper."""
+
+from __future__ import annotations
+
+import copy
+import html
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import permutations
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from mudata import MuData
+from scipy import sparse
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from scmoe import baselines
+from scmoe.data import Split
+from scmoe.data.blocks import matrix
+from scmoe.data.cells import keep, make_mudata, quiet
+from scmoe.data.check import expect, expect_known, expect_seed
+from scmoe.metrics import expected_calibration_error
+
+COLUMNS = ["question", "check", "value", "low", "high", "verdict", "note"]
+PASSES, FAILS, UNCLEAR, UNTESTED = "passes", "fails", "unclear", "not testable"
+SAME = 1e-3  # answers differ where they differ by more than this share of their spread
+N_DRAWS = 1000  # of the bootstrap over cells
+READS = "Does a translation read its target?"
+NEW = "Are the test cells new?"
+DEPENDS = "Does an answer depend on what it should not?"
+LEAKS = "Do test cells reach the fit?"
+SHORTCUT = "Does a shortcut do as well?"
+SIMPLE = "Is it better than simple methods?"
+CALIBRATED = "Are its probabilities calibrated?"
+COST = "What does it cost?"
+
+
+def audit(
+    model,
+    split: Split,
+    rivals: Sequence | None = None,
+    batch_key: str | None = None,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Ask of any model what a sceptical reviewer would.
+
+    Does a translation read its target? Do test cells reach the fit? Does an answer depend on
+    labels, names or other cells? Do coordinates, batch or library size alone do as well? Is it
+    better than simple methods? Are its probabilities calibrated? What does it cost?
+
+    Parameters
+    ----------
+    model
+        Anything with some of `fit(split)`, `predict(mdata)` and `translate(mdata, target, source)`,
+        fitted or not, or a pair of functions `(predict, translate)`, one of which may be None.
+        `predict` gives each cell's group, `(n_cells,)`, or a table by cell with the column `group`
+        and a probability for each group; `translate` gives `(n_cells, n_features)` in measured
+        units. What has `fit` is copied and fitted up to four times; what has none cannot be asked
+        about leaks.
+    split
+        Cells as measured; nothing of it is changed.
+    rivals
+        Methods to hold it against, not yet fitted; default: logistic regression of each modality
+        and of all, neighbours in the tissue where cells have coordinates, ridge regression.
+    batch_key
+        Column of obs that says which batch, donor or slide a cell is of.
+    seed
+        Of what is replaced, and of the bootstrap.
+
+    Returns
+    -------
+    One row per check: `question`, `check`, `value` with its 95 % interval (`low`, `high`; over test
+    cells, by bootstrap), `verdict` (passes, fails, unclear, not testable; empty for costs) and
+    `note`. `write_report` makes a page of it.
+
+    Raises
+    ------
+    TypeError
+        If `model` can neither predict nor translate.
+    DataError
+        If the split has no such batch column.
+    """
+    expect_seed(seed)
+    if batch_key is not None:
+        expect_known("batch_key", batch_key, list(split.test.obs))
+    subject = _Subject.of(model)
+    rivals = _plain(split) if rivals is None else rivals
+    with quiet():
+        start = time.perf_counter()
+        fitted = subject.fit(split)
+        seconds = time.perf_counter() - start if subject.can_fit else np.nan
+        case = _Case(fitted, split, np.random.default_rng(seed))
+        rows = [*_new(split), *_reads(case), *_depends(case), *_leaks(case, subject)]
+        rows += [*_shortcuts(case, batch_key), *_simple(case, rivals), *_calibrated(case)]
+        rows += _cost(case, seconds)
+    table = pd.DataFrame(rows, columns=COLUMNS)
+    name = getattr(model, "method", type(model).__name__)
+    cells = f"{split.train.n_obs} training and {split.test.n_obs} test cells"
+    table.attrs = {"model": str(name), "data": str(split.name), "cells": cells}
+    return table
+
+
+def write_report(table: pd.DataFrame, path: str | Path) -> Path:
+    """Write what `audit` gave as a page, HTML or Markdown by the ending of `path`.
+
+    Raises
+    ------
+    DataError
+        For another ending.
+    """
+    path = Path(path)
+    expect(path.suffix in (".html", ".md"), "path", str(path), "a name that ends in .html or .md")
+    told, counts = table.attrs, table["verdict"].replace("", "cost").value_counts()
+    summary = [f"{n} {verdict}" for verdict, n in counts.items()]
+    title, lines = f"Audit of {told['model']}", [f"{told['data']}: {told['cells']}", *summary]
+    shown = table.assign(**{
+        name: [f"{value:.3g}" if np.isfinite(value) else "" for value in table[name]]
+        for name in ("value", "low", "high")
+    })  # fmt: skip
+    if path.suffix == ".md":
+        rows = [shown.columns, ["---"] * len(shown.columns), *shown.to_numpy()]
+        escaped = [[str(cell).replace("|", "\\|") for cell in row] for row in rows]
+        body = "\n".join("| " + " | ".join(row) + " |" for row in escaped)
+        text = f"# {title}\n\n" + "\n".join(f"- {line}" for line in lines) + f"\n\n{body}\n"
+    else:
+        items = "".join(f"<li>{html.escape(line)}</li>" for line in lines)
+        head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}'
+        style = "body{font:16px/1.4 sans-serif;margin:2em}td,th{padding:.2em .6em;text-align:left}"
+        text = (
+            f"{head}</title><style>{style}</style><h1>{html.escape(title)}</h1><ul>{items}</ul>"
+            f"{shown.to_html(index=False, border=0)}</html>\n"
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@dataclass
+class _Subject:
+    """A model as the audit sees it: answers of known shape, whatever it gives."""
+
+    model: object
+    can_fit: bool
+    tells: Callable | None  # predict
+    carries: Callable | None  # translate
+
+    @classmethod
+    def of(cls, model) -> _Subject:
+        pair = model if isinstance(model, tuple) else None
+        tells, carries = pair or (
+            getattr(model, "predict", None),
+            getattr(model, "translate", None),
+        )
+        if tells is None and carries is None:
+            raise TypeError(
+                f"{type(model).__name__} has neither predict(mdata) nor "
+                "translate(mdata, target, source); give an object with one of them, or a pair of "
+                "functions (predict, translate)"
+            )
+        return cls(model, pair is None and hasattr(model, "fit"), tells, carries)
+
+    def fit(self, split: Split) -> _Subject:
+        """A fitted copy; itself where nothing can be fitted."""
+        if not self.can_fit:
+            return self
+        model = copy.deepcopy(self.model)
+        fitted = model.fit(split)
+        return _Subject.of(model if fitted is None else fitted)
+
+    def predict(self, mdata: MuData) -> tuple[np.ndarray, pd.DataFrame | None]:
+        """Groups `(n_cells,)` as text, and probabilities by group where there are any."""
+        told = self.tells(mdata)
+        if not isinstance(told, pd.DataFrame):
+            return np.asarray(told).astype(str), None
+        table = told.drop(columns="group")
+        return told["group"].to_numpy().astype(str), table if table.shape[1] else None
+
+    def translate(self, mdata: MuData, target: str, source: str) -> np.ndarray:
+        values = self.carries(mdata, target=target, source=source)
+        values = values.toarray() if sparse.issparse(values) else values
+        return np.asarray(values, float)
+
+
+@dataclass
+class _Case:
+    """A fitted model and the cells it is asked about."""
+
+    subject: _Subject
+    split: Split
+    rng: np.random.Generator
+
+    @property
+    def test(self) -> MuData:
+        return self.split.test
+
+    @property
+    def truth(self) -> np.ndarray | None:
+        """Group of each test cell; None where the model names none, or nobody knows them."""
+        key = self.split.label_key
+        clusters = getattr(self.subject.model, "task", "supervised") == "unsupervised"
+        if key is None or self.subject.tells is None or clusters:
+            return None
+        return self.test.obs[key].to_numpy().astype(str)
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """Every (target, source)."""
+        can = self.subject.carries is not None
+        return list(permutations(self.split.modalities, 2)) if can else []
+
+    def answers(self, subject: _Subject, mdata: MuData) -> list[np.ndarray]:
+        """All that a model says of cells."""
+        given = []
+        if subject.tells is not None:
+            groups, table = subject.predict(mdata)
+            given.append(groups if table is None else table.to_numpy(float))
+        return given + [subject.translate(mdata, *pair) for pair in self.pairs]
+
+    @cached_property
+    def said(self) -> list[np.ndarray]:
+        """What it says of the test cells as they are."""
+        return self.answers(self.subject, self.test)
+
+    def scaled(self, values, target: str) -> np.ndarray:
+        """Values that features of any unit can be compared in: by the training cells' spread."""
+        train = _logged(_dense(self.split.train[target]))
+        spread = train.std(0)
+        return _logged(values) / np.where(spread > 0, spread, np.inf)
+
+    def residuals(self, subject: _Subject) -> tuple[np.ndarray, np.ndarray]:
+        """Squared errors and squared deviations of each test cell, both `(n_cells, n_pairs)`."""
+        errors, totals = [], []
+        for target, source in self.pairs:
+            rows = self.test.obs_names.get_indexer(self.test[target].obs_names)
+            error, total = np.zeros((2, self.test.n_obs))
+            truth = self.scaled(_dense(self.test[target]), target)
+            told = self.scaled(subject.translate(self.test, target, source)[rows], target)
+            known = ~np.isnan(told).any(1)
+            middle = self.scaled(_dense(self.split.train[target]), target).mean(0)
+            error[rows[known]] = np.square(truth - told)[known].sum(1)
+            total[rows[known]] = np.square(truth - middle)[known].sum(1)
+            errors.append(error)
+            totals.append(total)
+        return np.transpose(errors), np.transpose(totals)
+
+    def interval(self, statistic: Callable[[np.ndarray], float]) -> tuple[float, float, float]:
+        """A statistic of weighted test cells, and its 95 % bootstrap interval."""
+        n = self.test.n_obs
+        draws = self.rng.multinomial(n, np.full(n, 1 / n), N_DRAWS)
+        drawn = [statistic(weights) for weights in draws]
+        return (statistic(np.ones(n)), *np.quantile(drawn, [0.025, 0.975]))
+
+
+def _plain(split: Split) -> list:
+    """Simple methods of groups and translations."""
+    several = len(split.modalities) > 1
+    methods = [baselines.Ridge()] if several else []
+    if split.label_key is not None:
+        methods += [baselines.LogisticRegression(modalities=[name]) for name in split.modalities]
+        methods += [baselines.LogisticRegression("late")] if several else []
+        methods += [baselines.CoordinateNeighbours()] if "spatial" in split.test.obsm else []
+    return methods
+
+
+def _row(question: str, check: str, value=np.nan, verdict="", note="", low=np.nan, high=np.nan):
+    return dict(zip(COLUMNS, (question, check, value, low, high, verdict, note), strict=True))
+
+
+def _new(split: Split) -> Iterator[dict]:
+    """Cells that are both trained on and tested, by name or by all their values."""
+    parts = {name: getattr(split, name) for name in ("train", "val", "test")}
+    named = {name: set(part.obs_names) for name, part in parts.items()}
+    shared = len(named["test"] & (named["train"] | named["val"]))
+    yield _row(NEW, "test cells with a training cell's name", shared, _none(shared))
+    prints = {name: _prints(part) for name, part in parts.items()}
+    known = set(prints["train"]) | set(prints["val"])
+    copies = sum(mark in known for mark in prints["test"])
+    yield _row(NEW, "test cells with all values of a training cell", copies, _none(copies))
+
+
+def _reads(case: _Case) -> Iterator[dict]:
+    """Translations of cells whose target was replaced; the first difference of each kind."""
+    if not case.pairs:
+        yield _row(READS, "every target", verdict=UNTESTED, note="it does not translate")
+        return
+    usual = dict(zip(case.pairs, case.said[-len(case.pairs) :], strict=True))
+    for what in ("other cells' values", "noise", "zeros", "missing values", "nothing"):
+        share, refused = np.nan, ""
+        for target, source in case.pairs:
+            cells = _without(case, target, what)
+            try:
+                told = case.subject.translate(cells, target, source)
+            except Exception as error:  # of whatever kind a stranger's model raises
+                refused = f"it refuses: {type(error).__name__}"
+                continue
+            rows = case.test.obs_names.get_indexer(cells.obs_names)
+            share = np.nanmax([share, _difference(usual[target, source][rows], told)])
+        verdict = FAILS if share > 0 else UNTESTED if refused else PASSES
+        yield _row(READS, f"target replaced by {what}: cells that change", share, verdict, refused)
+
+
+def _depends(case: _Case) -> Iterator[dict]:
+    """Answers for the same cells under other names, labels, order and company."""
+    test, n = case.test, case.test.n_obs
+    half = np.sort(case.rng.permutation(n)[: max(n // 2, 1)])
+    turned = np.arange(n)[::-1]
+    names = pd.Index([f"cell-{i}" for i in range(n)])
+    asked = {
+        "cells renamed": (_edited(test, names=names), slice(None)),
+        "order turned round": (test[turned].copy(), turned),
+        "half of the cells left out": (test[half].copy(), half),
+    }
+    if case.split.label_key is not None:
+        asked["labels shuffled"] = (_relabelled(case), slice(None))
+    for what, (cells, rows) in asked.items():
+        told = case.answers(case.subject, cells)
+        both = zip(case.said, told, strict=True)
+        share = max(_difference(usual[rows], now) for usual, now in both)
+        yield _row(DEPENDS, f"{what}: cells that change", share, FAILS if share else PASSES)
+
+
+def _leaks(case: _Case, subject: _Subject) -> Iterator[dict]:
+    """What a model says of the test cells when it was fitted beside other ones."""
+    if not subject.can_fit:
+        yield _row(LEAKS, "test cells replaced", verdict=UNTESTED, note="it has no fit")
+        return
+    changed = {"values": _drawn(case)}
+    if case.split.label_key is not None:
+        changed["labels"] = _relabelled(case)
+    own = None
+    for what, cells in changed.items():
+        share = _differ(case, subject, replace(case.split, test=cells))
+        verdict, note = FAILS if share else PASSES, ""
+        if share:
+            own = _differ(case, subject, case.split) if own is None else own
+            if own:
+                verdict, note = UNTESTED, "two fits to the same cells differ: fix its seed"
+        check = f"fitted beside other {what} of test cells: cells that change"
+        yield _row(LEAKS, check, share, verdict, note)
+
+
+def _shortcuts(case: _Case, batch_key: str | None) -> Iterator[dict]:
+    """Neighbours in what should not tell a group as well as a model does."""
+    if case.truth is None:
+        yield _row(SHORTCUT, "every shortcut", verdict=UNTESTED, note="it names no known groups")
+        return
+    ours = case.subject.predict(case.test)[0] == case.truth
+    train, labels = case.split.train, case.split.train.obs[case.split.label_key].astype(str)
+    found = {"library size": _sizes}
+    if "spatial" in train.obsm:
+        found["coordinates"] = lambda cells: np.asarray(cells.obsm["spatial"], float)
+    if batch_key is not None:
+        levels = sorted(set(train.obs[batch_key].astype(str)))
+        found["batch"] = lambda cells: (
+            cells.obs[batch_key].astype(str).to_numpy()[:, None] == levels
+        ).astype(float)
+    for name, values_of in found.items():
+        if not (values := values_of(train)).shape[1]:
+            continue
+        near = KNeighborsClassifier(min(15, train.n_obs))
+        rule = make_pipeline(StandardScaler(), near).fit(values, labels)
+        theirs = rule.predict(values_of(case.test)) == case.truth
+        yield _ahead(case, SHORTCUT, f"accuracy less that of {name} alone", ours, theirs)
+
+
+def _simple(case: _Case, rivals: Sequence) -> Iterator[dict]:
+    """Against the best of the rivals on these very test cells, which favours it."""
+    fitted = [_Subject.of(rival).fit(case.split) for rival in rivals]
+    named = [(_name(rival), rival) for rival in fitted]
+    if case.truth is not None:
+        ours = case.subject.predict(case.test)[0] == case.truth
+        scores = {n: r.predict(case.test)[0] == case.truth for n, r in named if r.tells}
+        if scores:
+            best = max(scores, key=lambda name: scores[name].mean())
+            yield _ahead(case, SIMPLE, f"accuracy less that of {best}", ours, scores[best])
+    if case.pairs:
+        error, total = case.residuals(case.subject)
+        theirs = {n: r2 for n, r in named if r.carries for r2 in [case.residuals(r)[0]]}
+        if theirs:
+            best = min(theirs, key=lambda name: (theirs[name].sum(0) / total.sum(0)).mean())
+
+            def gain(weights, other=theirs[best]):
+                return float(np.mean(weights @ (other - error) / (weights @ total)))
+
+            value, low, high = case.interval(gain)
+            check = f"mean R² less that of {best}"
+            yield _row(SIMPLE, check, value, _above(low, high), _SCALE, low, high)
+
+
+_SCALE = "log(1 + x) where nothing is negative, each feature by its training spread"
+
+
+def _calibrated(case: _Case) -> Iterator[dict]:
+    """Calibration error beside what chance alone gives a calibrated model on so many cells."""
+    table = case.subject.predict(case.test)[1] if case.truth is not None else None
+    if table is None:
+        yield _row(CALIBRATED, "calibration error", verdict=UNTESTED, note="no probabilities")
+        return
+    sure = np.clip(table.to_numpy(float).max(1), 0, 1)
+    right = table.columns.to_numpy().astype(str)[table.to_numpy().argmax(1)] == case.truth
+    chance = [
+        expected_calibration_error(case.rng.random(len(sure)) < sure, sure) for _ in range(N_DRAWS)
+    ]
+    value, most = expected_calibration_error(right, sure), float(np.quantile(chance, 0.95))
+    note = "high: what 95 % of calibrated models stay below"
+    verdict = PASSES if value <= most else FAILS
+    yield _row(CALIBRATED, "calibration error", value, verdict, note, high=most)
+
+
+def _cost(case: _Case, seconds: float) -> list[dict]:
+    start = time.perf_counter()
+    case.answers(case.subject, case.test)
+    each = (time.perf_counter() - start) / case.test.n_obs * 1000
+    return [
+        _row(COST, "seconds to fit", seconds),
+        _row(COST, "seconds for all answers on 1,000 cells", each),
+    ]
+
+
+def _ahead(case: _Case, question: str, check: str, ours: np.ndarray, theirs: np.ndarray) -> dict:
+    gain = ours.astype(float) - theirs
+    value, low, high = case.interval(lambda weights: float(np.average(gain, weights=weights)))
+    return _row(question, check, value, _above(low, high), "", low, high)
+
+
+def _above(low: float, high: float) -> str:
+    return PASSES if low > 0 else FAILS if high < 0 else UNCLEAR
+
+
+def _none(count: int) -> str:
+    return FAILS if count else PASSES
+
+
+def _name(subject: _Subject) -> str:
+    return str(getattr(subject.model, "method", type(subject.model).__name__))
+
+
+def _difference(usual: np.ndarray, now: np.ndarray) -> float:
+    """Share of cells whose answer is another one."""
+    if usual.shape != now.shape:
+        return 1.0
+    if usual.dtype.kind not in "fiub":
+        return float(np.mean(usual != now))
+    spread = np.nanstd(usual) if np.isfinite(usual).any() else 0.0
+    moved = np.abs(usual - now) > SAME * (spread or 1.0)
+    moved |= np.isnan(usual) != np.isnan(now)
+    return float(np.mean(moved.reshape(len(usual), -1).any(1)))
+
+
+def _differ(case: _Case, subject: _Subject, split: Split) -> float:
+    """Share of test cells of which a model fitted to another split says something else."""
+    told = case.answers(subject.fit(split), case.test)
+    return max(_difference(a, b) for a, b in zip(case.said, told, strict=True))
+
+
+def _dense(adata) -> np.ndarray:
+    X = matrix(adata)[:]
+    return np.asarray(X.toarray() if sparse.issparse(X) else X, float)
+
+
+def _logged(values: np.ndarray) -> np.ndarray:
+    return values if np.nanmin(values, initial=0) < 0 else np.log1p(values)
+
+
+def _sizes(mdata: MuData) -> np.ndarray:
+    """Logarithm of each cell's total of every modality without negative values."""
+    found = []
+    for adata in mdata.mod.values():
+        total = np.zeros(mdata.n_obs)
+        values = _dense(adata)
+        total[mdata.obs_names.get_indexer(adata.obs_names)] = np.nansum(values, 1)
+        if np.nanmin(values, initial=0) >= 0:
+            found.append(np.log1p(total))
+    return np.transpose(found) if found else np.empty((mdata.n_obs, 0))
+
+
+def _prints(mdata: MuData) -> list[bytes]:
+    """Values of each cell, all modalities together."""
+    marks = [b""] * mdata.n_obs
+    for adata in mdata.mod.values():
+        rows = mdata.obs_names.get_indexer(adata.obs_names)
+        for row, values in zip(rows, _dense(adata).astype(np.float32), strict=True):
+            marks[row] += values.tobytes()
+    return marks
+
+
+def _edited(mdata: MuData, values: dict | None = None, names: pd.Index | None = None) -> MuData:
+    """The cells with other values of some modalities `(n_cells of it, n_features)`, or renamed."""
+    mod, names = {}, mdata.obs_names if names is None else names
+    for name, adata in mdata.mod.items():
+        rows, mod[name] = mdata.obs_names.get_indexer(adata.obs_names), adata.copy()
+        mod[name].obs_names = names[rows]
+        if values and name in values:
+            X = values[name]
+            mod[name].X = sparse.csr_matrix(X) if sparse.issparse(matrix(adata)) else X
+    edited = make_mudata(mod, mdata.obs.set_axis(names))
+    for key in set(mdata.obsm) - set(mdata.mod):
+        edited.obsm[key] = mdata.obsm[key]
+    return edited
+
+
+def _drawn(case: _Case) -> MuData:
+    """Test cells whose values are drawn, feature by feature, from a few of them.
+
+    From a few, so that means and spreads differ as well: a model scaled by them is found out.
+    """
+    made = {}
+    for name, adata in case.test.mod.items():
+        X = _dense(adata)
+        few = case.rng.permutation(len(X))[: max(len(X) // 4, 1)]
+        made[name] = np.take_along_axis(X, case.rng.choice(few, X.shape), axis=0)
+    return _edited(case.test, made)
+
+
+def _without(case: _Case, target: str, what: str) -> MuData:
+    """The test cells with a modality replaced; cells that have nothing else may be left out."""
+    if what == "nothing":
+        return keep(case.test, [name for name in case.split.modalities if name != target])
+    X = _dense(case.test[target])
+    made = {
+        "other cells' values": lambda: case.rng.permuted(X, axis=0),
+        "noise": lambda: case.rng.normal(100, 100, X.shape),
+        "zeros": lambda: np.zeros_like(X),
+        "missing values": lambda: np.full_like(X, np.nan),
+    }
+    return _edited(case.test, {target: made[what]()})
+
+
+def _relabelled(case: _Case) -> MuData:
+    cells, key = case.test.copy(), case.split.label_key
+    cells.obs[key] = case.rng.permutation(cells.obs[key].to_numpy().astype(str))
+    return cells
