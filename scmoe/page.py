@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import html
+import json
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -82,6 +85,51 @@ def table(frame: pd.DataFrame, caption: str, digits: int = 3, folded: bool = Fal
         )
     content = content.replace("<thead>", f"<caption>{words}</caption><thead>", 1)
     return HTML(f'<div style="overflow-x:auto">{content}</div>')
+
+
+def explore(
+    rows: pd.DataFrame,
+    choices: dict[str, str],
+    label: str,
+    caption: str,
+    columns: Sequence[str] = ("value",),
+    marked: Sequence[str] = (),
+) -> HTML:
+    """Show one choice of many numbers; in the book a reader chooses, sorts, searches, downloads.
+
+    Parameters
+    ----------
+    rows
+        One number a row, in `value`, with its interval in `low` and `high` where it has one.
+    choices
+        Columns that a reader chooses by, and how: `select` or `slider`. The first row's values are
+        chosen first.
+    label
+        Column that names a row of what is shown.
+    columns
+        What is shown of a row beside its name and a bar.
+    marked
+        Names that stand out.
+    """
+    first = rows[(rows[list(choices)] == rows[list(choices)].iloc[0]).all(axis=1)]
+    still = first.sort_values("value", ascending=False).set_index(label)[list(columns)]
+    named = rows.select_dtypes(exclude="number").astype("category")  # a word is stored once
+    coded = rows.assign(**{name: named[name].cat.codes for name in named})
+    data = {
+        "choices": [{"name": name, "kind": kind} for name, kind in choices.items()],
+        "label": label,
+        "columns": list(columns),
+        "marked": list(marked),
+        "file": re.sub(r"\W+", "-", caption.lower()).strip("-"),
+        "names": list(rows),
+        "words": {name: list(map(str, named[name].cat.categories)) for name in named},
+        "rows": json.loads(coded.to_json(orient="values", double_precision=4)),
+    }
+    text = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
+    return HTML(
+        f'<div class="scmoe-explore"><script type="application/json">{text}</script>'
+        f"{table(still.rename_axis(None), caption).data}</div>"
+    )
 
 
 def provenance(path: Path) -> Markdown:

@@ -1,0 +1,99 @@
+"""A table with choices answers mouse and keyboard, gives its rows, and stays without a script."""
+
+import csv
+import io
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from bs4 import BeautifulSoup
+
+from scmoe import page
+
+STATIC = Path(__file__).parents[2] / "book" / "_static"
+BROWSERS = ["chromium", "chromium-browser", "google-chrome"]
+HOSTILE = '</script><img src=x onerror="window.broken=1">'
+ROWS = pd.DataFrame(
+    [
+        ("a", 10, "ridge, plain", 0.5, 0.4, 0.6),
+        ("a", 10, HOSTILE, 0.25, None, None),
+        ("a", 20, "ridge, plain", 0.75, None, None),
+        ("b", 10, "ridge, plain", -0.125, None, None),
+    ],
+    columns=["set", "cells", "method", "value", "low", "high"],
+)
+CHOICES = {"set": "select", "cells": "slider"}
+
+
+def shown():
+    return page.explore(ROWS, CHOICES, "method", "Scores & more", marked=["ridge, plain"]).data
+
+
+def test_the_page_holds_every_row_and_a_plain_table_of_the_first_choice():
+    text = shown()
+    data = json.loads(re.search(r"<script[^>]*>(.*?)</script>", text, re.S)[1])
+    words = data["words"]
+    rows = [
+        [words[n][cell] if n in words else cell for n, cell in zip(data["names"], row, strict=True)]
+        for row in data["rows"]
+    ]
+    assert rows == json.loads(ROWS.to_json(orient="values"))
+    plain = BeautifulSoup(text, "html.parser")
+    assert [cell.text for cell in plain.select("tbody td")] == ["0.500", "0.250"]
+    assert plain.find("img") is None and plain.caption.text == "Scores & more"
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["script", "no script"])
+def browser_page(request, tmp_path_factory):
+    executable = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if executable is None:
+        pytest.skip("no Chromium on this machine")
+    playwright = pytest.importorskip("playwright.sync_api").sync_playwright().start()
+    chromium = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
+    folder = tmp_path_factory.mktemp("explore")
+    shutil.copy(STATIC / "explore.js", folder)
+    (folder / "page.html").write_text(
+        f'<meta charset="utf-8"><script src="explore.js"></script><main>{shown()}</main>'
+    )
+    context = chromium.new_context(java_script_enabled=request.param, offline=True)
+    context.set_default_timeout(60_000)
+    opened = context.new_page()
+    opened.goto((folder / "page.html").as_uri())
+    yield opened, request.param
+    chromium.close()
+    playwright.stop()
+
+
+@pytest.mark.browser
+def test_it_answers_every_control_and_downloads_what_the_page_holds(browser_page):
+    opened, scripted = browser_page
+    names = opened.locator("tbody th")
+    if not scripted:
+        assert names.all_text_contents() == ["ridge, plain", HOSTILE]
+        assert opened.locator("select").count() == 0
+        return
+    opened.wait_for_selector("[data-ready]")
+    assert names.all_text_contents() == ["ridge, plain", HOSTILE]
+    opened.get_by_role("button", name="value").click()  # turns the order round
+    assert names.all_text_contents() == [HOSTILE, "ridge, plain"]
+    opened.get_by_role("searchbox").fill("RIDGE")
+    assert names.all_text_contents() == ["ridge, plain"]
+    opened.get_by_role("searchbox").fill("")
+    opened.get_by_role("slider").focus()
+    opened.keyboard.press("ArrowRight")
+    assert opened.locator("tbody td").nth(1).text_content() == "0.750"
+    assert opened.evaluate("document.activeElement.type") == "range"
+    opened.get_by_role("combobox").select_option("b")
+    assert opened.locator("tbody td").nth(1).text_content() == "−0.125"
+    assert opened.get_by_role("status").text_content() == "b · 10: 1 of 1"
+    with opened.expect_download() as download:
+        opened.get_by_role("button", name="CSV").click()
+    assert download.value.suggested_filename == "scores-more.csv"
+    lines = list(csv.reader(io.StringIO(Path(download.value.path()).read_text())))
+    assert lines[0] == list(ROWS) and len(lines) == len(ROWS) + 1
+    assert [float(line[3]) for line in lines[1:]] == ROWS["value"].tolist()
+    assert lines[2][2] == HOSTILE
+    assert opened.evaluate("window.broken") is None
