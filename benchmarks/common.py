@@ -6,7 +6,6 @@ import argparse
 import gc
 import json
 import math
-import os
 import platform
 import time
 from collections.abc import Callable
@@ -24,6 +23,7 @@ import torch
 from benchmarks.naive import Naive
 from scmoe.config import Config, preset
 from scmoe.fit import _memory_kept, clip_gradients
+from scmoe.keep import write_json
 from scmoe.nn.cells import Cells
 from scmoe.nn.network import Network
 from scmoe.record import source_hash
@@ -244,10 +244,7 @@ def write(path: Path, tables: dict[str, pd.DataFrame], note: dict) -> None:
         print(f"\n{caption}\n{table.to_string(index=False, na_rep='-')}", flush=True)
         rows = json.loads(table.to_json(orient="records", double_precision=6))
         content["tables"][caption] = rows
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-    partial.replace(path)
+    write_json(path, content, ensure_ascii=False)
 
 
 def read(name: str, folder: Path = RESULTS) -> dict | None:

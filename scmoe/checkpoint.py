@@ -5,10 +5,15 @@ from __future__ import annotations
 import json
 import os
 import time
+import warnings
+from contextlib import suppress
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, safe_open, save_file
 from torch import Tensor
+
+from scmoe.keep import DAMAGED, digest, recover, replaced, set_aside
 
 SAVE_EVERY = 5.0  # seconds; a resumed run is the same wherever it was cut
 SHARE = 0.02  # of the time that saving may take
@@ -38,28 +43,44 @@ class Checkpoint:
     def load(self) -> tuple[dict[str, dict[str, Tensor]], dict] | None:
         """Groups of tensors by name, and the note saved with them; ``None`` if there is no file.
 
+        A damaged file is renamed with a warning, and the one saved before it is read instead.
+
         Raises
         ------
         ValueError
             If the file belongs to another run.
+        PermissionError
+            If it may not be read.
         """
-        if self.path is None or not self.path.exists():
+        if self.path is None:
             return None
-        with safe_open(self.path, "pt") as file:
-            note = json.loads(file.metadata()["note"])
-        if note.pop("fingerprint") != self.fingerprint:
-            raise ValueError(
-                f"The checkpoint in {self.path.parent} belongs to another run (other data, "
-                "settings or seed): delete it, or choose another folder."
-            )
-        groups: dict[str, dict[str, Tensor]] = {}
-        for name, value in load_file(self.path).items():
-            group, _, rest = name.partition(":")
-            groups.setdefault(group, {})[rest] = value
-        return groups, note
+        for path in (self.path, self._before):
+            recover(path)
+            if not path.exists():
+                continue
+            try:
+                tensors, note = _read(path)
+            except (SafetensorError, *DAMAGED) as error:
+                warnings.warn(
+                    f"{path} is damaged ({error}): it is {set_aside(path).name} now, and the run "
+                    "goes on from the checkpoint before it, or from the start if there is none.",
+                    stacklevel=3,
+                )
+                continue
+            if note.pop("fingerprint") != self.fingerprint:
+                raise ValueError(
+                    f"The checkpoint in {path.parent} belongs to another run (other data, "
+                    "settings or seed): delete it, or choose another folder."
+                )
+            groups: dict[str, dict[str, Tensor]] = {}
+            for name, value in tensors.items():
+                group, _, rest = name.partition(":")
+                groups.setdefault(group, {})[rest] = value
+            return groups, note
+        return None
 
     def save(self, groups: dict[str, dict[str, Tensor]], note: dict) -> None:
-        """Replace the file, at once or not at all; the old one stays until the new one is whole."""
+        """Replace the file, at once or not at all; the one before it is kept under another name."""
         if self.path is None:
             return
         start = time.monotonic()
@@ -68,12 +89,29 @@ class Checkpoint:
             for group, values in groups.items()
             for name, value in values.items()
         }
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        for left_over in self.path.parent.glob("checkpoint.*.partial"):  # of a killed run
-            left_over.unlink()
-        partial = self.path.with_suffix(f".{os.getpid()}.partial")
         note = json.dumps({"fingerprint": self.fingerprint, **note})
-        save_file(tensors, partial, metadata={"note": note})
-        partial.replace(self.path)
+        with replaced(self.path) as new:
+            save_file(tensors, new, metadata={"note": note, "sha256": _digest(note, tensors)})
+            with suppress(FileNotFoundError):
+                os.replace(self.path, self._before)
         now = time.monotonic()
         self.next = now + max(SAVE_EVERY, (now - start) / SHARE)
+
+    @property
+    def _before(self) -> Path:
+        return self.path.with_name("checkpoint.before.safetensors")
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict]:
+    """Tensors and note of a file that is what was saved."""
+    path.open("rb").close()  # safetensors says of any file that it cannot open that there is none
+    with safe_open(path, "pt") as file:
+        told = file.metadata() or {}
+    tensors = load_file(path)
+    if told["sha256"] != _digest(told["note"], tensors):
+        raise ValueError("its content is not what was saved")
+    return tensors, json.loads(told["note"])
+
+
+def _digest(note: str, tensors: dict[str, Tensor]) -> str:
+    return digest(note, {name: value.numpy() for name, value in tensors.items()})

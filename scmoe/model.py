@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from pathlib import Path
 
 import anndata as ad
@@ -12,6 +10,7 @@ import mudata as md
 import numpy as np
 import pandas as pd
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
@@ -19,11 +18,13 @@ from scipy.special import log_softmax
 from scmoe.baselines.linear import Linear
 from scmoe.config import Config, Task
 from scmoe.data import Split, Transform
+from scmoe.keep import DAMAGED, digest, recover, replaced
 from scmoe.method import Components
-from scmoe.networks import Experts, Features, below
+from scmoe.networks import Experts, Features, below, choose_device
 from scmoe.parts import Known, OutOfFold, Part
 
-FORMAT = 3  # of a saved model
+FORMAT = 4  # of a saved model
+LARGEST = 1 << 28  # bytes of a model.json; 100,000 names of features take a hundredth
 PRIOR_CELLS = 20.0  # how many cells speak for equal weights of both parts
 
 
@@ -161,13 +162,7 @@ class ScMoE(Part):
             If ``path`` exists and ``overwrite`` is False, or if what is there is no model.
         """
         path = Path(path)
-        if path.exists() and not overwrite:
-            raise FileExistsError(f"{path} exists; choose another path or pass overwrite=True.")
-        empty = path.is_dir() and not any(path.iterdir())
-        if path.exists() and not empty and not (path / "model.json").is_file():
-            raise FileExistsError(
-                f"{path} holds no model, and nothing else is overwritten; choose another path."
-            )
+        _check_place(path, overwrite)
         transform, arrays = self.transform_.state()
         tensors = {f"transform.{k}": torch.as_tensor(v) for k, v in arrays.items()}
         experts, ours = self.experts.state()
@@ -208,23 +203,13 @@ class ScMoE(Part):
             experts=experts,
             linear=linear,
         )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(".partial", f".{path.name}.", path.parent))
-        new, old = draft / "new", draft / "old"
-        try:
+        note["tensors"] = digest({k: v.numpy() for k, v in tensors.items()})
+        note["sha256"] = digest(json.dumps(note))
+        with replaced(path) as new:
             new.mkdir()
             save_file(tensors, new / "model.safetensors")
             (new / "model.json").write_text(json.dumps(note, indent=1))
-            if path.exists():
-                path.rename(old)
-            try:
-                new.rename(path)
-            except OSError:
-                if old.exists():
-                    old.rename(path)
-                raise
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)
+            _check_place(path, overwrite)  # by now another process may have been here
 
     def _parts(self) -> list[Part]:
         """Itself and its parts, as far as they weigh sources."""
@@ -236,18 +221,26 @@ class ScMoE(Part):
 
         Raises
         ------
-        FileNotFoundError, ValueError
-            If ``path`` holds no model, or one of another format.
+        FileNotFoundError
+            If ``path`` holds no model.
+        ValueError
+            If it is one of another format, or damaged: what was saved is known by its SHA-256.
         """
-        path = Path(path)
+        path, device = Path(path), choose_device(device)
+        if not path.exists():
+            recover(path)
         if not (path / "model.json").is_file():
             raise FileNotFoundError(f"{path} holds no model.json: not a model saved by ScMoE.save.")
-        note = json.loads((path / "model.json").read_text())
-        if note.get("format") != FORMAT:
-            raise ValueError(
-                f"{path} has format {note.get('format')}; this version reads {FORMAT}."
-            )
-        tensors = load_file(path / "model.safetensors")
+        note, tensors = _read(path)
+        try:
+            return cls._of(note, tensors, device)
+        except torch.OutOfMemoryError:
+            raise
+        except (*DAMAGED, ArithmeticError, RuntimeError) as error:
+            raise _damaged(path / "model.json", f"{type(error).__name__}: {error}") from error
+
+    @classmethod
+    def _of(cls, note: dict, tensors: dict[str, torch.Tensor], device) -> ScMoE:
         model = cls(note["task"], Config.from_dict(note["config"]), note["seed"])
         model.groups_, model.modalities_ = note["groups"], note["modalities"]
         model.label_key_, model.info_, model.seed_ = note["label_key"], note["info"], note["seed"]
@@ -274,6 +267,54 @@ class ScMoE(Part):
             if weights := note["fusion"].get(type(part).__name__):
                 part.fusion_ = {tuple(subset): np.array(w) for subset, w in weights}
         return model
+
+
+def _check_place(path: Path, overwrite: bool) -> None:
+    """Refuse to save over anything but a model, and over that only when told to."""
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path} exists; choose another path or pass overwrite=True.")
+    empty = path.is_dir() and not any(path.iterdir())
+    if path.exists() and not empty and not (path / "model.json").is_file():
+        raise FileExistsError(
+            f"{path} holds no model, and nothing else is overwritten; choose another path."
+        )
+
+
+def _read(path: Path) -> tuple[dict, dict[str, torch.Tensor]]:
+    """Note and tensors of a model's folder, if they are what was saved."""
+    file = path / "model.json"
+    if file.stat().st_size > LARGEST:
+        raise _damaged(file, f"it is larger than {LARGEST:,} bytes")
+    try:
+        note = json.loads(file.read_bytes())
+        found, of_note = note.get("format"), note.pop("sha256", None)
+        whole = of_note == digest(json.dumps(note))
+    except DAMAGED as error:
+        raise _damaged(file, str(error)) from error
+    if found != FORMAT:
+        raise ValueError(
+            f"{path} has format {found!r}; this version reads {FORMAT}: fit the model again, or "
+            "load it with the version that saved it."
+        )
+    if not whole:
+        raise _damaged(file, "its content is not what was saved")
+    file = path / "model.safetensors"
+    try:
+        file.open("rb").close()  # a clearer error, where it cannot be opened, than safetensors has
+        tensors = load_file(file)
+        arrays = {name: value.numpy() for name, value in tensors.items()}
+    except (SafetensorError, FileNotFoundError, *DAMAGED) as error:
+        raise _damaged(file, str(error)) from error
+    if digest(arrays) != note["tensors"]:
+        raise _damaged(file, "its content is not what was saved with model.json")
+    bad = [k for k, v in arrays.items() if v.dtype.kind == "f" and not np.isfinite(v).all()]
+    if bad:
+        raise _damaged(file, f"{bad[0]} holds values that are not finite")
+    return note, tensors
+
+
+def _damaged(file: Path, why: str) -> ValueError:
+    return ValueError(f"{file} is damaged ({why}): restore it from a copy, or fit the model again.")
 
 
 def _group_weight(known: Known, ours: np.ndarray, other: np.ndarray) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from functools import partial
@@ -10,7 +9,6 @@ from functools import partial
 import anndata as ad
 import numpy as np
 import pandas as pd
-import scipy.sparse as sp
 import torch
 from mudata import MuData
 from sklearn.decomposition import PCA
@@ -20,6 +18,7 @@ from scmoe import paper
 from scmoe.config import Config, Task
 from scmoe.data import Split
 from scmoe.fit import fit
+from scmoe.keep import digest
 from scmoe.nn.cells import Cells
 from scmoe.nn.network import Network
 from scmoe.parts import Known, OutOfFold, Part, Subset
@@ -83,6 +82,8 @@ class Experts(Part):
         known = Known(matrices, has, labels, len(self.groups_), fold, fold >= 0)
         if self.config.train.test_chooses_epoch:
             known.watch = partial(paper.test_ari, self, split)
+            labels = split.test.obs[split.label_key].astype(str)
+            known.watched = [*self._scores(split.test), list(labels)]
         return known
 
     def _fit(self, known: Known, device, progress, checkpoint) -> OutOfFold | None:
@@ -96,6 +97,8 @@ class Experts(Part):
             v.shape[1] / self.components_[m].variance
             for v, m in zip(x, self.modalities_, strict=True)
         ]  # fmt: skip
+        features = {name: list(its) for name, its in self.transform_.features.items()}
+        names = [self.modalities_, self.groups_, features]
         self.history_, self.test_chosen_ = fit(
             self.network_,
             cells,
@@ -109,7 +112,7 @@ class Experts(Part):
             watch=known.watch and known.watch(device),
             progress=progress,
             checkpoint=checkpoint,
-            fingerprint=_fingerprint(self.config, self.task, x, known),
+            fingerprint=_fingerprint(self.config, self.task, x, known, names),
         )
         fused = self._run(lambda b: self._fused(b.x, b.present), cells)
         axes = PCA(min(self.config.model.d, *fused.shape), random_state=self.seed_).fit(fused)
@@ -289,10 +292,15 @@ class Experts(Part):
         history = json.loads(self.history_.to_json(orient="records", double_precision=15))
         return {"widths": self.network_.n_features, "history": history}, tensors
 
-    def restore(self, settings: dict, tensors: dict[str, Tensor], device: str = "auto") -> None:
+    def restore(self, settings: dict, tensors: dict[str, Tensor], device="auto") -> None:
         """Take over what :meth:`state` gave."""
+        held = below(tensors, "network.")
+        with torch.device("meta"):  # no memory is taken for sizes that no tensor has
+            sizes = self._network(settings["widths"], len(self.groups_)).state_dict()
+        if {k: v.shape for k, v in sizes.items()} != {k: v.shape for k, v in held.items()}:
+            raise ValueError("the network's tensors do not fit its settings")
         self.network_ = self._network(settings["widths"], len(self.groups_))
-        self.network_.load_state_dict(below(tensors, "network."))
+        self.network_.load_state_dict(held)
         self.network_.to(choose_device(device)).eval()
         self.test_chosen_ = below(tensors, "test_chosen.") or None
         latent = below(tensors, "latent.")
@@ -336,9 +344,7 @@ def below(tensors: dict, prefix: str) -> dict:
     return {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
 
 
-def _fingerprint(config: Config, task: str, matrices: list, known: Known) -> str:
-    """Short name of what a checkpoint belongs to: architecture, task and training cells."""
-    digest = hashlib.sha256(json.dumps([config.to_dict(), task]).encode())
-    for matrix in [*matrices, known.present, known.labels, known.fold]:
-        digest.update(np.ascontiguousarray(matrix.data if sp.issparse(matrix) else matrix))
-    return digest.hexdigest()[:16]
+def _fingerprint(config: Config, task: str, matrices: list, known: Known, names: list) -> str:
+    """Short name of what a checkpoint belongs to: architecture, task, cells, and all names."""
+    cells = [*matrices, known.present, known.labels, known.fold, known.watched]
+    return digest(json.dumps([config.to_dict(), task, names]), cells)[:16]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations, permutations
 
 import numpy as np
@@ -37,6 +37,7 @@ class Known:
     fold : ``(N,)`` which of K folds holds a cell out.
     held_out : ``(N,)`` bool, whether something was trained that did not learn from a cell.
     watch : of a device, gives what scores the network after each epoch (``paper`` protocol only).
+    watched : values and labels of the cells that it scores.
     """
 
     scores: dict[str, np.ndarray]
@@ -46,6 +47,7 @@ class Known:
     fold: np.ndarray
     held_out: np.ndarray
     watch: Callable | None = None
+    watched: list = field(default_factory=list)
 
     @property
     def n_folds(self) -> int:

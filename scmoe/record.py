@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
@@ -27,7 +28,9 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 from scmoe import data
 from scmoe.config import Config, preset
+from scmoe.keep import DAMAGED, digest, recover, set_aside, write_json
 from scmoe.metrics import COLUMNS
+from scmoe.networks import choose_device
 from scmoe.parameters import check_names, check_values
 
 PACKAGE = Path(__file__).parent
@@ -145,7 +148,8 @@ class Run:
         """Train `model`, or load the one that an identical run left in `out_dir`.
 
         Identical means: the same parameters, configuration, data checksums, sources of the
-        package and PyTorch. A run that was killed while training resumes from its checkpoint.
+        package and PyTorch. One that is damaged is renamed, with a warning, and trained anew.
+        A run that was killed while training resumes from its checkpoint.
 
         Returns
         -------
@@ -153,21 +157,37 @@ class Run:
         """
         stamp_file, folder = self.out_dir / "made_from.json", self.out_dir / "model"
         stamp = self._stamp(model, split)
-        left = json.loads(stamp_file.read_text()) if stamp_file.exists() else {}
-        if left.get("made_from") == stamp and folder.is_dir():
-            self.trained = "loaded"
-            self.seconds["fit"] = left["seconds"]
-            return type(model).load(folder, device=self.device)
+        if (loaded := self._left(type(model), stamp_file, stamp, folder)) is not None:
+            return loaded
         stamp_file.unlink(missing_ok=True)
-        digest = hashlib.sha256(json.dumps(stamp, sort_keys=True).encode()).hexdigest()[:12]
-        checkpoint = self.out_dir / f"checkpoint-{digest}"
+        of = digest(json.dumps(stamp, sort_keys=True))[:12]
+        checkpoint = self.out_dir / f"checkpoint-{of}"
         with self.clock("fit"):
             model.fit(split, device=self.device, progress=progress, checkpoint=checkpoint)
         self.trained = "trained"
         model.save(folder, overwrite=True)
-        _write(stamp_file, {"made_from": stamp, "seconds": self.seconds["fit"]})
+        write_json(stamp_file, {"made_from": stamp, "seconds": self.seconds["fit"]})
         shutil.rmtree(checkpoint, ignore_errors=True)
         return model
+
+    def _left(self, kind: type, stamp_file: Path, stamp: dict, folder: Path):
+        """Give the model that an identical run left; what is damaged is renamed, and said so."""
+        recover(folder)
+        device = choose_device(self.device)
+        try:
+            left = json.loads(stamp_file.read_bytes()) if stamp_file.exists() else {}
+            if left.get("made_from") == stamp and folder.is_dir():
+                loaded, seconds = kind.load(folder, device=device), float(left["seconds"])
+                self.trained, self.seconds["fit"] = "loaded", seconds
+                return loaded
+            whole = not folder.exists() or (folder / "model.json").is_file()
+            why = "" if whole else f"{folder} holds no model."
+        except (FileNotFoundError, *DAMAGED) as error:
+            why = f"{stamp_file} or the model beside it is damaged: {error}"
+        if why:
+            aside = [set_aside(path).name for path in (stamp_file, folder) if path.exists()]
+            warnings.warn(f"{why} Now {', '.join(aside)}; it is trained anew.", stacklevel=3)
+        return None
 
     def _stamp(self, model, split) -> dict:
         unread = {"data_root", "allow_standin", "out_dir", "profile", "modalities"}
@@ -213,7 +233,7 @@ class Run:
             "records": _rows(records[finite]),
             "provenance": self._provenance() | {"undefined": _rows(records[~finite])} | further,
         }
-        return _write(self.out_dir / "metrics.json", content)
+        return write_json(self.out_dir / "metrics.json", content, allow_nan=False)
 
     def _provenance(self) -> dict:
         cuda = torch.cuda.is_available() and self.device != "cpu"
@@ -306,7 +326,7 @@ def source_hash(names: Sequence[str] = tuple(TRAINS)) -> str:
     Names are relative to the package. Only statements count: docstrings, comments and layout
     change no number.
     """
-    digest = hashlib.sha256()
+    found = hashlib.sha256()
     for name in names:
         path = PACKAGE / name
         for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
@@ -314,23 +334,20 @@ def source_hash(names: Sequence[str] = tuple(TRAINS)) -> str:
             for node in ast.walk(tree):
                 if isinstance(node, DOCUMENTED) and ast.get_docstring(node) is not None:
                     node.body = node.body[1:] or [ast.Pass()]
-            digest.update(Path(os.path.relpath(file, PACKAGE)).as_posix().encode())
-            digest.update(ast.unparse(tree).encode())
-    return digest.hexdigest()[:16]
+            found.update(Path(os.path.relpath(file, PACKAGE)).as_posix().encode())
+            found.update(ast.unparse(tree).encode())
+    return found.hexdigest()[:16]
 
 
 def _digest(split: data.Split) -> str:
     """Hash of the cells that a model is trained on, for data that come from no file."""
-    digest = hashlib.sha256()
+    held = []
     for part in (split.train, split.val):
-        digest.update(part.obs.to_csv().encode())
+        held.append(part.obs.to_csv())
         for name, cells in part.mod.items():
-            X = cells.X
-            arrays = (X.data, X.indices, X.indptr) if sparse.issparse(X) else (np.asarray(X),)
-            digest.update("\n".join([name, *cells.obs_names, *cells.var_names]).encode())
-            for array in arrays:
-                digest.update(np.ascontiguousarray(array))
-    return digest.hexdigest()[:16]
+            X = cells.X if sparse.issparse(cells.X) else np.asarray(cells.X)
+            held += [name, *cells.obs_names, *cells.var_names, X]
+    return digest(held)[:16]
 
 
 def _rows(records: pd.DataFrame) -> list[dict]:
@@ -341,15 +358,6 @@ def _rows(records: pd.DataFrame) -> list[dict]:
         {k: next((f(v) for t, f in plain.items() if isinstance(v, t)), v) for k, v in row.items()}
         for row in rows
     ]
-
-
-def _write(path: Path, content: dict) -> Path:
-    """Write JSON so that a reader finds the old file or the new one, never half of one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
-    os.replace(part, path)
-    return path
 
 
 def _commit() -> str | None:

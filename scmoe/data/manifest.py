@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pooch
 
+from scmoe.keep import write_json
+
 NAME = "fetched.json"
 
 
@@ -28,9 +30,7 @@ def write_manifest(folder: Path, source: str, address: str, files: dict[str, dic
         "fetched": datetime.now(UTC).isoformat(timespec="seconds"),
         "files": kept | files,
     }
-    draft = folder / f".{NAME}.draft"
-    draft.write_text(json.dumps(manifest, indent=2) + "\n")
-    os.replace(draft, folder / NAME)
+    write_json(folder / NAME, manifest)
 
 
 def read_manifest(folder: Path) -> dict:

@@ -19,6 +19,7 @@ from pandas.api.types import infer_dtype, is_object_dtype
 
 from scmoe.data.cells import prefixed
 from scmoe.data.check import DataError, check_cells, expect, expect_mudata
+from scmoe.keep import replaced
 
 LIBVER = "v108"  # HDF5's older layout cannot hold the names of a table of more than 4,000 columns
 MARK = "scmoe"  # encoder of a file in which names may be escaped
@@ -41,18 +42,11 @@ def write(mdata: MuData, path: str | os.PathLike) -> Path:
     """
     path = Path(path)
     expect(path.suffix == ".h5mu", "path", str(path), "a name that ends in .h5mu")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
+    with replaced(path) as part:
         with h5py.File(part, "w", libver=LIBVER, userblock_size=512) as file:
             _put(file, mdata)
         with open(part, "r+b") as file:
             file.write(f"MuData (format-version={mudata.__mudataversion__};creator=scmoe)".encode())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
     return path
 
 

@@ -1,5 +1,6 @@
 """The step: cheap dropout, what a plain implementation computes, precision, interruption, words."""
 
+import errno
 import io
 import math
 import signal
@@ -8,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import scmoe
 from benchmarks.naive import Naive
@@ -225,7 +226,6 @@ def test_signals_are_the_users_again_after_the_run():
 def test_a_checkpoint_is_whole_or_not_there(tmp_path, monkeypatch):
     keep = Checkpoint(tmp_path, "run")
     keep.save({"network": {"a": torch.ones(3)}}, {"history": []})
-    (tmp_path / "checkpoint.99.partial").write_bytes(b"left by a killed run")
 
     def broken(*args, **kwargs):
         raise OSError("disk full")
@@ -236,6 +236,60 @@ def test_a_checkpoint_is_whole_or_not_there(tmp_path, monkeypatch):
     groups, note = Checkpoint(tmp_path, "run").load()
     assert torch.equal(groups["network"]["a"], torch.ones(3))
     assert note == {"history": []}
+    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint.safetensors"]
+
+
+FAULTS = {
+    "cut off": lambda path: path.write_bytes(path.read_bytes()[:-1]),
+    "empty": lambda path: path.write_bytes(b""),
+    "zeros": lambda path: path.write_bytes(bytes(path.stat().st_size)),
+    "header": lambda path: path.write_bytes(b"\x10" + path.read_bytes()[1:]),
+    "one bit": lambda path: path.write_bytes(
+        path.read_bytes()[:-1] + bytes([path.read_bytes()[-1] ^ 1])
+    ),
+    "note": lambda path: path.write_bytes(path.read_bytes().replace(b"epochs", b"epochz", 1)),
+    "no digest": lambda path: save_file(load_file(path), path, {"note": '{"fingerprint": ""}'}),
+    "no note": lambda path: save_file(load_file(path), path),
+    "a folder": lambda path: (path.unlink(), path.mkdir()),
+}
+
+
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_damaged_checkpoint_is_put_aside_and_the_weights_are_those_of_a_whole_run(
+    fault, before, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("scmoe.checkpoint.SAVE_EVERY", 0.0)
+    monkeypatch.setattr("scmoe.checkpoint.SHARE", 1e9)
+    config = CONFIG.replace(epochs=2)
+    whole, history = trained(config, checkpoint=tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "checkpoint.before.safetensors", "checkpoint.safetensors",
+    ]  # fmt: skip
+    if not before:
+        (tmp_path / "checkpoint.before.safetensors").unlink()
+    FAULTS[fault](tmp_path / "checkpoint.safetensors")
+    steps = []
+    monkeypatch.setattr(progress.Progress, "step", lambda report, epoch: steps.append(epoch))
+    with pytest.warns(UserWarning, match=r"checkpoint\.safetensors is damaged .*\.damaged now"):
+        again, repeated = trained(config, checkpoint=tmp_path)
+    assert_same(whole, again)
+    assert history.equals(repeated)
+    assert (1 in steps) is not before  # from the checkpoint before, else from the start
+    assert (tmp_path / "checkpoint.safetensors.damaged").exists()
+    assert_same(whole, trained(config, checkpoint=tmp_path)[0])  # and nothing is in the way
+
+
+def test_a_checkpoint_that_may_not_be_read_is_no_damaged_one(tmp_path, monkeypatch):
+    keep = Checkpoint(tmp_path, "run")
+    keep.save({"network": {"a": torch.ones(3)}}, {})
+
+    def refuse(self, mode):
+        raise PermissionError(errno.EACCES, "Permission denied", str(self))
+
+    monkeypatch.setattr("pathlib.Path.open", refuse)  # root may read anything
+    with pytest.raises(PermissionError, match=r"Permission denied.*checkpoint\.safetensors"):
+        keep.load()
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint.safetensors"]
 
 

@@ -148,9 +148,7 @@ def test_incomplete_records_are_refused(tmp_path):
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     run = scmoe.start_run("patchseq", notebook(out_dir=str(tmp_path)))
     before = run.finish(records(0.5)).read_bytes()
-    monkeypatch.setattr(
-        record.os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full"))
-    )
+    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         run.finish(records(0.9))
     assert (tmp_path / "metrics.json").read_bytes() == before
@@ -213,6 +211,39 @@ def test_a_model_that_was_not_saved_whole_is_not_loaded(split, tmp_path):
     fitted(split, tmp_path)
     (tmp_path / "made_from.json").unlink()
     assert fitted(split, tmp_path)[0].trained == "trained"
+
+
+def flipped(content):
+    return content[:-1] + bytes([content[-1] ^ 1])
+
+
+OLD = {
+    "stamp cut off": lambda out: (out / "made_from.json").write_text('{"made_from": {"'),
+    "stamp a list": lambda out: (out / "made_from.json").write_text("[1]"),
+    "stamp binary": lambda out: (out / "made_from.json").write_bytes(b"\xff\x00"),
+    "stamp a folder": lambda out: (
+        (out / "made_from.json").unlink(), (out / "made_from.json").mkdir()
+    ),
+    "no seconds": lambda out: (out / "made_from.json").write_text(
+        json.dumps({"made_from": json.loads((out / "made_from.json").read_text())["made_from"]})
+    ),
+    "one bit": lambda out: (out / "model" / "model.safetensors").write_bytes(
+        flipped((out / "model" / "model.safetensors").read_bytes())
+    ),
+    "no note": lambda out: (out / "model" / "model.json").unlink(),
+    "note cut off": lambda out: (out / "model" / "model.json").write_text('{"format": 4, "gro'),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", OLD)
+def test_what_is_damaged_of_an_earlier_run_is_put_aside_and_trained_anew(split, tmp_path, fault):
+    _, model = fitted(split, tmp_path)
+    OLD[fault](tmp_path)
+    with pytest.warns(UserWarning, match=r"\.damaged.*trained anew"):
+        run, again = fitted(split, tmp_path)
+    assert run.trained == "trained"
+    pd.testing.assert_frame_equal(model.predict(split.test), again.predict(split.test))
+    assert fitted(split, tmp_path)[0].trained == "loaded"
 
 
 def test_a_fold_may_be_named_for_a_batch():
