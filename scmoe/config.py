@@ -8,6 +8,7 @@ switched off by itself with :func:`dataclasses.replace`.
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field, fields
 from typing import Literal
 
@@ -45,18 +46,15 @@ class ModelConfig:
 
     def __post_init__(self):
         """Refuse impossible sizes."""
-        sizes = "members", "d", "n_patches", "n_heads", "n_layers", "n_experts", "top_k"
-        _at_least_one(self, *sizes)
+        _check(self)
         if self.d % self.n_heads:
             raise ValueError(f"d={self.d} must be a multiple of n_heads={self.n_heads}.")
         if self.d % 4:
             raise ValueError(f"d={self.d} must be a multiple of 4 (16-byte rows for grouped GEMM).")
         if self.top_k > self.n_experts:
             raise ValueError(f"top_k={self.top_k} exceeds n_experts={self.n_experts}.")
-        if self.hidden is not None and (self.hidden < 1 or self.hidden % 4):
+        if self.hidden is not None and self.hidden % 4:
             raise ValueError(f"hidden={self.hidden} must be a positive multiple of 4, or None.")
-        if self.n_routers is not None and self.n_routers < 1:
-            raise ValueError(f"n_routers={self.n_routers} must be at least 1, or None.")
 
 
 @dataclass(frozen=True)
@@ -94,9 +92,10 @@ class TrainConfig:
 
     def __post_init__(self):
         """Refuse impossible schedules."""
-        _at_least_one(self, "epochs", "batch_size")
-        if self.lr <= 0:
-            raise ValueError(f"lr={self.lr} must be above 0.")
+        _check(self)
+        for name, value in {"lr": self.lr, "clip": self.clip}.items():
+            if value == 0 or (name == "lr" and math.isinf(value)):
+                raise ValueError(f"{name}={value} must be above 0, and lr finite.")
         if self.precision not in ("float32", "bf16"):
             raise ValueError(f"precision={self.precision!r} must be 'float32' or 'bf16'.")
 
@@ -114,8 +113,17 @@ class Config:
 
     @classmethod
     def from_dict(cls, values: dict) -> Config:
-        """Inverse of :meth:`to_dict`."""
-        return cls(ModelConfig(**values["model"]), TrainConfig(**values["train"]))
+        """Inverse of :meth:`to_dict`.
+
+        Raises
+        ------
+        ValueError
+            If a setting is missing, unknown or impossible; it is named.
+        """
+        try:
+            return cls(ModelConfig(**values["model"]), TrainConfig(**values["train"]))
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"No settings as Config.to_dict gives them: {error}.") from error
 
     def replace(self, **changes) -> Config:
         """A copy with fields changed, wherever they live: ``config.replace(d=128, epochs=10)``.
@@ -135,11 +143,29 @@ class Config:
         return Config.from_dict(values)
 
 
-def _at_least_one(config, *names):
-    for name in names:
-        value = getattr(config, name)
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name}={value!r} must be a whole number of at least 1.")
+def _check(config: ModelConfig | TrainConfig) -> None:
+    """Refuse values that are not of their fields' types, or of no sense in any of that type."""
+    for name, kind in ((f.name, f.type) for f in fields(config)):
+        value, optional = getattr(config, name), kind.endswith(" | None")
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if kind.startswith("int"):
+            fine, takes = number and isinstance(value, int) and value >= 1, "a whole number from 1"
+        elif kind == "bool":
+            fine, takes = isinstance(value, bool), "True or False"
+        elif kind == "float" and name.endswith("dropout"):
+            fine, takes = number and 0 <= value < 1, "a number from 0 to below 1"
+        elif kind == "float":
+            fine, takes = number and value >= 0, "a number of at least 0"
+        elif name == "input_noise":
+            fine = isinstance(value, dict) and all(
+                isinstance(m, str) and isinstance(v, int | float) and 0 <= v < math.inf
+                for m, v in value.items()
+            )
+            takes = "numbers of at least 0 by modality"
+        else:
+            continue
+        if not (fine or (optional and value is None)):
+            raise ValueError(f"{name}={value!r} must be {takes}{', or None' * optional}.")
 
 
 # Reference hyper-parameters, as its code has them. Two data sets ask for top_k = 4 there, but the

@@ -15,7 +15,7 @@ from sklearn.model_selection import KFold, StratifiedKFold
 
 from scmoe.data import DataError, Split, Transform
 from scmoe.data.blocks import row_blocks
-from scmoe.data.check import expect_mudata
+from scmoe.data.check import expect_mudata, expect_seed
 
 N_FOLDS = 5
 MAX_COMPONENTS = 512  # enough to keep all that a few hundred cells tell
@@ -43,7 +43,9 @@ class Method:
 
     def __init__(self, modalities: Sequence[str] | None = None, seed: int | None = None):
         self.modalities = None if modalities is None else list(modalities)
-        self.seed = seed
+        if seed is not None:
+            expect_seed(seed)
+        self.seed = None if seed is None else int(seed)  # a file takes no numpy integer
 
     def _start(self, split: Split, transform: Transform | None = None) -> None:
         """Set the attributes that every method has; the transform sees `split.train` alone."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from functools import partial
 
 import anndata as ad
@@ -17,6 +18,7 @@ from torch import Tensor
 from scmoe import paper
 from scmoe.config import Config, Task
 from scmoe.data import Split
+from scmoe.data.check import expect_known
 from scmoe.fit import fit
 from scmoe.keep import digest
 from scmoe.nn.cells import Cells
@@ -66,6 +68,8 @@ class Experts(Part):
 
     def _prepare(self, split: Split) -> Known:
         if not self.published:
+            for name in self.config.train.input_noise:  # of the published ones not all may be used
+                expect_known("input_noise", name, split.modalities)
             return super()._prepare(split)
         hold_out, own = self.config.train.hold_out, self.config.train.own_scaling
         self._start(split, paper.transform(split, hold_out) if own else None)
@@ -327,10 +331,12 @@ def choose_device(name: str | torch.device) -> torch.device:
     Raises
     ------
     ValueError
-        If CUDA is asked for where there is none.
+        If CUDA is asked for where there is none, or any but CUDA and the CPU.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", str(name)):
+        raise ValueError(f"device={name!r} must be 'auto', 'cpu', 'cuda' or 'cuda:<number>'.")
     device = torch.device(name)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(

@@ -17,6 +17,9 @@ CHOICES = {
 }
 
 
+FOLD = re.compile(r"(?=.*[A-Za-z])[A-Za-z0-9][\w.-]*", re.ASCII)  # may be part of a file's name
+
+
 def check_names(cells: Sequence[str], known: Sequence[str]) -> None:
     """Refuse names that the parameters cell, or what papermill put below it, assigns unasked.
 
@@ -85,10 +88,10 @@ def check_values(run) -> None:
         need(name, getattr(run, name) in choices, " or ".join(map(repr, choices)))
     need(
         "fold",
-        whole(run.fold, 0) or (isinstance(run.fold, str) and re.search("[a-zA-Z]", run.fold)),
+        whole(run.fold, 0) or (isinstance(run.fold, str) and FOLD.fullmatch(run.fold)),
         "a whole number from 0, or a fold's name such as 'block-0' or '09A'",
     )
-    need("seed", whole(run.seed, 0), "a whole number from 0")
+    need("seed", whole(run.seed, 0) and run.seed < 2**32, "a whole number from 0 to 2**32 - 1")
     for name in ("epochs", "threads"):
         value = getattr(run, name)
         need(name, value is None or whole(value, 1), "a whole number from 1, or None")

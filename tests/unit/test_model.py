@@ -472,8 +472,26 @@ def test_unknown_modalities_and_targets_are_named(model, split):
         scmoe.ScMoE().predict(split.test)
 
 
-def test_a_cuda_device_that_is_not_there_is_refused(split):
-    if torch.cuda.is_available():
+@pytest.mark.parametrize("device", ["cuda", "meta", "gpu", "cuda:x", None, 0])
+def test_a_device_that_is_not_there_is_refused(split, device):
+    if device == "cuda" and torch.cuda.is_available():
         pytest.skip("this machine has a CUDA device")
-    with pytest.raises(ValueError, match="no CUDA device"):
-        scmoe.ScMoE(config=CONFIG).fit(split, device="cuda", progress=False)
+    with pytest.raises(ValueError, match=f"device={device!r} .*'cpu'"):
+        scmoe.ScMoE(config=CONFIG).fit(split, device=device, progress=False)
+
+
+@pytest.mark.parametrize("seed", [1.5, -1, 2**63, "a", True])
+def test_a_seed_that_is_none_is_refused(seed):
+    for make in (scmoe.ScMoE, scmoe.baselines.Ridge):
+        with pytest.raises(DataError, match="seed=.*it takes a whole number"):
+            make(seed=seed)
+
+
+def test_a_seed_of_numpy_can_be_saved(split, tmp_path):
+    fitted(split, config=CONFIG.replace(epochs=1), seed=np.int64(7)).save(tmp_path / "model")
+    assert scmoe.ScMoE.load(tmp_path / "model", "cpu").seed == 7
+
+
+def test_noise_for_a_modality_that_is_not_there_is_refused(split):
+    with pytest.raises(DataError, match="input_noise='ran': it takes .*did you mean 'rna'"):
+        fitted(split, config=CONFIG.replace(input_noise={"ran": 0.1}))

@@ -143,18 +143,31 @@ def test_strict_preset_has_none_of_them():
 @pytest.mark.parametrize(
     "change",
     [
-        dict(d=30),
-        dict(top_k=9),
-        dict(hidden=6),
-        dict(epochs=0),
-        dict(lr=0),
-        dict(n_experts=0),
-        dict(foo=1),
+        dict(d=30), dict(top_k=9), dict(hidden=6), dict(hidden=-4), dict(epochs=0), dict(lr=0),
+        dict(n_experts=0), dict(foo=1), dict(n_routers=0), dict(n_components=0.5), dict(d="64"),
+        dict(epochs=True), dict(epochs=1.0), dict(patience=-5), dict(patience=0), dict(lr="x"),
+        dict(lr=math.inf), dict(lr=math.nan), dict(lr=None), dict(clip=-1), dict(clip=0),
+        dict(clip=math.nan), dict(modality_dropout=5), dict(dropout=-0.1), dict(dropout=1),
+        dict(gate_weight=-1), dict(weight_decay=math.nan), dict(attention=1), dict(hold_out="no"),
+        dict(input_noise=[1]), dict(input_noise={"rna": -1}), dict(input_noise={"rna": "a"}),
+        dict(max_steps=0), dict(precision="half"),
     ],
-)
-def test_impossible_settings_are_refused(change):
-    with pytest.raises(ValueError, match=next(iter(change))):
+)  # fmt: skip
+def test_impossible_settings_are_refused_by_name(change):
+    with pytest.raises(ValueError, match=rf"\b{next(iter(change))}\b"):
         Config().replace(**change)
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({}, "'model'"), (None, "NoneType"), ({"model": {}}, "'train'"), ([], "list"),
+        ({"model": {"depth": 3}, "train": {}}, "depth"), ({"model": 3, "train": {}}, "int"),
+    ],
+)  # fmt: skip
+def test_what_are_no_settings_is_refused(values, says):
+    with pytest.raises(ValueError, match=f"No settings as Config.to_dict gives them: .*{says}"):
+        Config.from_dict(values)
 
 
 def test_one_wide_expert_is_a_dense_perceptron_of_equal_size():

@@ -83,7 +83,8 @@ def test_other_cells_may_assign_what_they_like():
         ("modalities", []), ("modalities", ["rna", "rna"]), ("modalities", ["rna", 3]),
         ("modalities", "rna,"), ("modalities", ["protein"]), ("modalities", 3), ("device", "gpu"),
         ("device", None), ("allow_standin", "yes"), ("allow_standin", 1), ("data_root", 3),
-        ("data_root", ""), ("out_dir", False),
+        ("data_root", ""), ("out_dir", False), ("fold", "<script>"), ("fold", "../../x"),
+        ("fold", "a/b"), ("fold", ".a"), ("fold", "a b"), ("seed", 2**63),
     ],
 )  # fmt: skip
 def test_an_ill_typed_parameter_is_refused_by_name(name, value):
