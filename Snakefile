@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import sys
+import time
 from pathlib import Path
 
 import yaml
@@ -68,6 +69,26 @@ def data_present():
 
 
 RUNS, JOBS = matrix(SETTINGS), jobs(SETTINGS)
+
+
+def whole(file, key):
+    """Whether an earlier run's file can be read; one changed this minute may be half-written."""
+    if not file.is_file():
+        return False
+    try:
+        return key in json.loads(file.read_bytes())
+    except (ValueError, TypeError, RecursionError):
+        return key == "cells" and time.time() - file.stat().st_mtime < 60
+
+
+if workflow.is_main_process:  # a damaged record or notebook, or a lost notebook, is made again
+    for run in RUNS:
+        files = {Path(FOLDER, run, "metrics.json"): "records", Path(FOLDER, f"{run}.ipynb"): "cells"}
+        if next(iter(files)).exists() and not all(whole(*item) for item in files.items()):
+            print(f"{FOLDER}/{run}: damaged; now *.damaged, and made again", file=sys.stderr)
+            for file in filter(Path.exists, files):
+                file.replace(f"{file}.damaged")
+
 CODE = sorted(str(file) for part in ("scmoe", "benchmarks") for file in Path(part).rglob("*.py"))
 
 

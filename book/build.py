@@ -17,6 +17,8 @@ import pandas as pd
 import yaml
 from bs4 import BeautifulSoup
 
+from scmoe.keep import write_json
+
 BOOK = Path(__file__).resolve().parent
 ROOT = BOOK.parent
 HTML = BOOK / "_build" / "html"
@@ -51,7 +53,7 @@ def fold_parameters(notebooks: list[Path]) -> None:
             tags = cell["metadata"].get("tags", [])
             if "injected-parameters" in tags and "hide-input" not in tags:
                 tags.append("hide-input")
-        path.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n")
+        write_json(path, notebook, ensure_ascii=False)
 
 
 def contents(toc: Path) -> list[str]:

@@ -1,6 +1,7 @@
 """The matrix of runs: resumable, and a failure keeps its traceback."""
 
 import json
+import os
 import shlex
 import shutil
 import subprocess
@@ -71,6 +72,33 @@ def test_nothing_changed_means_nothing_runs_and_new_code_means_all_runs(matrix):
     assert "Nothing to be done" in snakemake(matrix, "--dry-run").stdout
     (matrix / "scmoe" / "model.py").write_text("a = 2\n")
     assert "Nothing to be done" not in snakemake(matrix, "--dry-run").stdout
+
+
+@pytest.mark.slow
+def test_what_is_damaged_of_a_run_is_made_again_and_nothing_else(matrix):
+    runs = yaml.safe_load((matrix / "runs.yml").read_text())
+    runs["profiles"]["quick"]["notebooks"]["tiny"]["sweep"]["fold"] = list(range(6))
+    (matrix / "runs.yml").write_text(yaml.safe_dump(runs))
+    template = matrix / "notebooks" / "tiny.ipynb"
+    template.write_text(template.read_text().replace("failing = 1", "failing = None"))
+    assert snakemake(matrix).returncode == 0
+    folder = matrix / "book" / "runs" / "quick"
+    kept, *records = (folder / f"tiny-fold_{fold}" / "metrics.json" for fold in range(3))
+    notebooks = [folder / f"tiny-fold_{fold}.ipynb" for fold in (3, 4, 5)]
+    records[0].write_text('{"records": [')
+    records[1].write_text("[]")
+    notebooks[0].unlink()
+    for notebook, content in zip(notebooks[1:], ('{"cells": [', ""), strict=True):
+        notebook.write_text(content)
+        os.utime(notebook, (0, 0))
+    before = kept.stat().st_mtime_ns
+    again = snakemake(matrix)
+    assert again.returncode == 0
+    assert again.stderr.count(": damaged; now *.damaged, and made again") == 5
+    assert all("records" in json.loads(path.read_text()) for path in records)
+    assert all("cells" in json.loads(path.read_text()) for path in notebooks)
+    assert kept.stat().st_mtime_ns == before
+    assert "Nothing to be done" in snakemake(matrix, "--dry-run").stdout
 
 
 @pytest.mark.slow
