@@ -1,5 +1,6 @@
 """Real processes, killed at random moments: what is resumed ends where it would have ended."""
 
+import json
 import multiprocessing
 import os
 import random
@@ -16,6 +17,7 @@ from scmoe import checkpoint
 from scmoe.data import split_mudata
 from tests.conftest import make_tiny
 
+KILLS = int(os.environ.get("SCMOE_KILLS", 40))
 pytestmark = pytest.mark.slow
 CONFIG = scmoe.Config().replace(
     members=3, attention=True, d=16, n_patches=4, n_heads=2, n_experts=4, epochs=12, batch_size=8,
@@ -32,14 +34,24 @@ def train(folder: Path, result: Path) -> None:
     model.save(result)
 
 
+def save_often(folder: Path, ready) -> None:
+    """Two models by turns to one place, until killed."""
+    torch.set_num_threads(1)
+    models = [scmoe.ScMoE.load(folder / name, "cpu") for name in ("first", "second")]
+    while True:
+        for model in models:
+            model.save(folder / "place", overwrite=True)
+            ready.set()
+
+
 @pytest.fixture(scope="module")
 def start():
-    """Starts ``train`` in a process of its own, without importing everything again."""
+    """Starts ``train``, say, in a process of its own, without importing everything again."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["scmoe", "tests.conftest"])
 
-    def starter(folder, result):
-        process = context.Process(target=train, args=(folder, result))
+    def starter(*args, target=train):
+        process = context.Process(target=target, args=args)
         process.start()
         return process
 
@@ -74,3 +86,26 @@ def test_a_run_stopped_at_random_moments_ends_with_the_same_weights(start, numbe
             assert told and process.exitcode in codes
             stopped += 1
     assert resumed >= times / 3  # not all were stopped before they had saved at all
+
+
+def test_killed_while_it_saves_over_a_model_one_of_both_is_there(start, tmp_path):
+    split = split_mudata(make_tiny(60), seed=0)
+    digests = set()
+    for seed, name in enumerate(("first", "second")):
+        model = scmoe.ScMoE(config=CONFIG.replace(epochs=1), seed=seed)
+        model.fit(split, "cpu", progress=False).save(tmp_path / name)
+        digests.add(json.loads((tmp_path / name / "model.json").read_text())["tensors"])
+    draw, cut = random.Random(0), 0
+    for _ in range(KILLS):
+        ready = multiprocessing.get_context("forkserver").Event()
+        process = start(tmp_path, ready, target=save_often)
+        assert ready.wait(60)
+        time.sleep(draw.uniform(0, 0.1))
+        process.kill()
+        process.join()
+        cut += any(path.name.endswith(".partial") for path in tmp_path.iterdir())
+        scmoe.ScMoE.load(tmp_path / "place", "cpu")  # all of it is compared with its digest
+        assert json.loads((tmp_path / "place" / "model.json").read_text())["tensors"] in digests
+    assert cut  # or no kill fell into a save
+    scmoe.ScMoE.load(tmp_path / "first", "cpu").save(tmp_path / "place", overwrite=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["first", "place", "second"]
