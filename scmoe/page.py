@@ -14,6 +14,8 @@ from IPython.display import HTML, Markdown
 from scmoe.data import Split
 from scmoe.record import Run
 
+TEXT = "mathjax_ignore tex2jax_ignore"  # a name with dollars is no mathematics
+
 SOURCES = {  # data source: (what figures and tables are marked with, what the banner says)
     "zenodo": ("", "the published files"),
     "published": ("", "the published files, by their checksums"),
@@ -66,7 +68,7 @@ def box(body: str, name: str, loud: bool) -> HTML:
         f"border-left:5px solid {edge};background:{ground};color:#222;padding:.6em 1em;"
         "margin:.5em 0;line-height:1.4;font-size:.95em"
     )
-    return HTML(f'<div class="scmoe-banner {name}" style="{style}">{body}</div>')
+    return HTML(f'<div class="scmoe-banner {name} {TEXT}" style="{style}">{body}</div>')
 
 
 def table(frame: pd.DataFrame, caption: str, digits: int = 3, folded: bool = False) -> HTML:
@@ -80,11 +82,11 @@ def table(frame: pd.DataFrame, caption: str, digits: int = 3, folded: bool = Fal
     words = html.escape(caption)
     if folded:
         return HTML(
-            f'<details class="scmoe-folded"><summary>{words}: {len(frame)} rows</summary>'
+            f'<details class="scmoe-folded {TEXT}"><summary>{words}: {len(frame)} rows</summary>'
             f'<div tabindex="0" style="overflow:auto;max-height:80vh">{content}</div></details>'
         )
     content = content.replace("<thead>", f"<caption>{words}</caption><thead>", 1)
-    return HTML(f'<div style="overflow-x:auto">{content}</div>')
+    return HTML(f'<div class="{TEXT}" style="overflow-x:auto">{content}</div>')
 
 
 def explore(

@@ -11,6 +11,7 @@ import pandas as pd
 from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from pandas.api.types import is_numeric_dtype
 
 from scmoe.colours import (
@@ -304,9 +305,20 @@ def expert_usage(usage: pd.DataFrame, title: str) -> Figure:
     return fig
 
 
+class _Figure(Figure):
+    """A figure in which dollars of users' names are no mathematics; on a log axis they are."""
+
+    def draw(self, renderer):
+        """Draw all text as it is, but for what matplotlib itself has written."""
+        for text in self.findobj(Text):
+            if "$" in text.get_text() and r"\mathdefault" not in text.get_text():
+                text.set_parse_math(False)
+        super().draw(renderer)
+
+
 def figure(title: str, n_rows=1, n_columns=1, height=3.0, **options):
     """Make a figure of the book's width, and its axes in a flat array."""
-    fig = Figure(figsize=(WIDTH, height), layout="constrained")
+    fig = _Figure(figsize=(WIDTH, height), layout="constrained")
     axes = fig.subplots(n_rows, n_columns, squeeze=False, **options)
     fig.suptitle(fill(title, 70))
     return fig, axes.ravel()
