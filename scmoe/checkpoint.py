@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, safe_open, save_file
 from torch import Tensor
 
-from scmoe.keep import DAMAGED, digest, recover, replaced, set_aside
+from scmoe.keep import DAMAGED, digest, probe, recover, replaced, set_aside
 
 SAVE_EVERY = 5.0  # seconds; a resumed run is the same wherever it was cut
 SHARE = 0.02  # of the time that saving may take
@@ -104,7 +104,7 @@ class Checkpoint:
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict]:
     """Tensors and note of a file that is what was saved."""
-    path.open("rb").close()  # safetensors says of any file that it cannot open that there is none
+    probe(path)
     with safe_open(path, "pt") as file:
         told = file.metadata() or {}
     tensors = load_file(path)

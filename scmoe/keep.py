@@ -23,6 +23,7 @@ except ImportError:  # Windows: what killed writers left is not told from what l
     fcntl = None
 
 DAMAGED = (ValueError, LookupError, TypeError, AttributeError, RecursionError, IsADirectoryError)
+LARGEST = 1 << 28  # bytes of JSON; 100,000 names of features take a hundredth
 TAKEN = (errno.ENOTEMPTY, errno.EEXIST)
 
 
@@ -85,6 +86,21 @@ def write_json(path: str | os.PathLike, content: object, **options) -> Path:
     with replaced(path) as new:
         new.write_text(json.dumps(content, indent=1, **options) + "\n", encoding="utf-8")
     return Path(path)
+
+
+def read_json(path: Path) -> object:
+    """Parse a file of JSON; where it is none, or absurdly large, that is one of `DAMAGED`."""
+    probe(path)
+    if path.stat().st_size > LARGEST:
+        raise ValueError(f"it is larger than {LARGEST:,} bytes")
+    return json.loads(path.read_bytes())
+
+
+def probe(path: Path) -> None:
+    """Raise what reading a file would, clearer than safetensors does; a pipe would never end."""
+    if path.exists() and not path.is_file():
+        raise ValueError("it is no plain file")
+    path.open("rb").close()
 
 
 def digest(*values: object) -> str:

@@ -18,13 +18,12 @@ from scipy.special import log_softmax
 from scmoe.baselines.linear import Linear
 from scmoe.config import Config, Task
 from scmoe.data import Split, Transform
-from scmoe.keep import DAMAGED, digest, recover, replaced
+from scmoe.keep import DAMAGED, digest, probe, read_json, recover, replaced
 from scmoe.method import Components
 from scmoe.networks import Experts, Features, below, choose_device
 from scmoe.parts import Known, OutOfFold, Part
 
 FORMAT = 4  # of a saved model
-LARGEST = 1 << 28  # bytes of a model.json; 100,000 names of features take a hundredth
 PRIOR_CELLS = 20.0  # how many cells speak for equal weights of both parts
 
 
@@ -283,10 +282,8 @@ def _check_place(path: Path, overwrite: bool) -> None:
 def _read(path: Path) -> tuple[dict, dict[str, torch.Tensor]]:
     """Note and tensors of a model's folder, if they are what was saved."""
     file = path / "model.json"
-    if file.stat().st_size > LARGEST:
-        raise _damaged(file, f"it is larger than {LARGEST:,} bytes")
     try:
-        note = json.loads(file.read_bytes())
+        note = read_json(file)
         found, of_note = note.get("format"), note.pop("sha256", None)
         whole = of_note == digest(json.dumps(note))
     except DAMAGED as error:
@@ -300,7 +297,7 @@ def _read(path: Path) -> tuple[dict, dict[str, torch.Tensor]]:
         raise _damaged(file, "its content is not what was saved")
     file = path / "model.safetensors"
     try:
-        file.open("rb").close()  # a clearer error, where it cannot be opened, than safetensors has
+        probe(file)
         tensors = load_file(file)
         arrays = {name: value.numpy() for name, value in tensors.items()}
     except (SafetensorError, FileNotFoundError, *DAMAGED) as error:

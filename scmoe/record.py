@@ -28,33 +28,19 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 from scmoe import data
 from scmoe.config import Config, preset
-from scmoe.keep import DAMAGED, digest, recover, set_aside, write_json
+from scmoe.keep import DAMAGED, digest, read_json, recover, set_aside, write_json
 from scmoe.metrics import COLUMNS
 from scmoe.networks import choose_device
 from scmoe.parameters import check_names, check_values
 
 PACKAGE = Path(__file__).parent
-TRAINS = [
-    "data",
-    "nn",
-    "config.py",
-    "fit.py",
-    "step.py",
-    "method.py",
-    "parts.py",
-    "clusters.py",
-    "networks.py",
-    "baselines/linear.py",
-    "model.py",
-]  # the sources that decide a trained model
+TRAINS = [  # the sources that decide a trained model
+    "data", "nn", "config.py", "fit.py", "step.py", "method.py", "parts.py", "clusters.py",
+    "networks.py", "baselines/linear.py", "model.py",
+]  # fmt: skip
 DOCUMENTED = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
-SIMULATION = {
-    "backbone": "linear",
-    "setting": "default",
-    "cells": 500,
-    "genes": 100,
-    "simulation": 0,
-}  # what dyngen's cells are simulated by, and the values that mean the data set itself
+# what dyngen's cells are simulated by, and the values that mean the data set itself
+SIMULATION = dict(backbone="linear", setting="default", cells=500, genes=100, simulation=0)
 VERSIONS = ["scmoe", "torch", "numpy", "scipy", "pandas", "scikit-learn", "anndata", "mudata"]
 
 
@@ -175,7 +161,7 @@ class Run:
         recover(folder)
         device = choose_device(self.device)
         try:
-            left = json.loads(stamp_file.read_bytes()) if stamp_file.exists() else {}
+            left = read_json(stamp_file) if stamp_file.exists() else {}
             if left.get("made_from") == stamp and folder.is_dir():
                 loaded, seconds = kind.load(folder, device=device), float(left["seconds"])
                 self.trained, self.seconds["fit"] = "loaded", seconds
@@ -313,8 +299,11 @@ def read_records(paths: str | Path | Iterable[str | Path]) -> pd.DataFrame:
         if not path.exists():
             raise FileNotFoundError(f"no records at {path}: nothing has run there yet")
         for file in sorted(path.rglob("metrics.json")) if path.is_dir() else [path]:
-            rows = json.loads(file.read_text())["records"]
-            tables.append(pd.DataFrame(rows, columns=COLUMNS).assign(run=str(file)))
+            try:
+                rows = read_json(file)["records"]
+                tables.append(pd.DataFrame(rows, columns=COLUMNS).assign(run=str(file)))
+            except DAMAGED as error:
+                raise ValueError(f"{file} is damaged ({error}): run its notebook again") from error
     if not tables:
         return pd.DataFrame(columns=[*COLUMNS, "run"])
     return pd.concat(tables, ignore_index=True)
@@ -368,9 +357,7 @@ def _commit() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        git(
-            "ls-files", "--error-unmatch", "record.py"
-        )  # not some repository around an installed copy
+        git("ls-files", "--error-unmatch", "record.py")  # else a repository around an install
         return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--", ".") else "")
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -1,13 +1,12 @@
 """A note beside downloaded files that says what they are and where they came from."""
 
-import json
 import os
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pooch
 
-from scmoe.keep import write_json
+from scmoe.keep import DAMAGED, read_json, write_json
 
 NAME = "fetched.json"
 
@@ -36,10 +35,10 @@ def write_manifest(folder: Path, source: str, address: str, files: dict[str, dic
 def read_manifest(folder: Path) -> dict:
     """Read a folder's note; empty where there is none, or none that can be read."""
     try:
-        manifest = json.loads((folder / NAME).read_text())
+        manifest = read_json(folder / NAME)
         entries = manifest["files"].values()
         return manifest if all(isinstance(entry, dict) for entry in entries) else {}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    except (OSError, *DAMAGED):
         return {}
 
 
