@@ -74,6 +74,8 @@ def unpack(archive: Path, choose: Callable[[list[str]], dict[str, Path]]) -> Non
             for member in members:
                 _refuse_unsafe(member, archive)
             files = {member.name: member for member in members if member.is_file}
+            if not files:
+                raise ValueError("it holds no files")
             for name, target in choose(list(files)).items():
                 _write(files[name], target, archive, limits)
     except DAMAGED as error:
