@@ -15,7 +15,7 @@ from sklearn.model_selection import KFold, StratifiedKFold
 
 from scmoe.data import DataError, Split, Transform
 from scmoe.data.blocks import row_blocks
-from scmoe.data.check import expect_mudata, expect_seed
+from scmoe.data.check import expect_mudata, expect_seed, near, select_modalities
 
 N_FOLDS = 5
 MAX_COMPONENTS = 512  # enough to keep all that a few hundred cells tell
@@ -49,9 +49,7 @@ class Method:
 
     def _start(self, split: Split, transform: Transform | None = None) -> None:
         """Set the attributes that every method has; the transform sees `split.train` alone."""
-        self.modalities_ = self.modalities or list(split.modalities)
-        if unknown := [m for m in self.modalities_ if m not in split.modalities]:
-            raise DataError(f"no modality '{unknown[0]}'; there are: {', '.join(split.modalities)}")
+        self.modalities_ = select_modalities(split.train, self.modalities or None)
         self.label_key_ = split.label_key
         supervised = self.task == "supervised"
         if supervised and split.label_key is None:
@@ -132,7 +130,7 @@ class Method:
         if unknown := [m for m in [target, *sources] if m not in self.modalities_]:
             raise DataError(
                 f"modality '{unknown[0]}' was not seen in training; "
-                f"known: {', '.join(self.modalities_)}"
+                f"known: {', '.join(self.modalities_)}{near(unknown[0], self.modalities_)}"
             )
         if target in sources:
             raise ValueError(f"target {target!r} is also a source; it must not be read")

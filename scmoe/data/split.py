@@ -96,7 +96,7 @@ def load(
         not about the same cells.
     """
     if name not in DATASETS:
-        raise DataError(f"no data set '{name}'; there are: {some(DATASETS)}")
+        raise DataError(f"no data set '{name}'; there are: {some(DATASETS)}{near(name, DATASETS)}")
     dataset = DATASETS[name]
     modalities = _known_modalities(dataset, modalities)
     fold = _known_fold(dataset, fold)
@@ -168,6 +168,7 @@ def _known_modalities(dataset: Dataset, modalities: Sequence[str] | None) -> lis
         raise DataError(
             f"{dataset.name} has the modalities {some(dataset.modalities)}; asked for: "
             f"{some(names) or 'none'} (each at most once)"
+            f"{near(unknown[0], dataset.modalities) if unknown else ''}"
         )
     return names
 
