@@ -13,11 +13,7 @@ from tqdm.auto import tqdm
 
 CHUNK = 1 << 14  # bytes read at a time; as many may be lost when a connection breaks
 BUSY = {408, 429, 500, 502, 503, 504}  # answers that another attempt may change
-BROKEN = (
-    requests.ConnectionError,
-    requests.Timeout,
-    requests.exceptions.ChunkedEncodingError,
-)
+BROKEN = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError)
 
 
 class FetchError(OSError):

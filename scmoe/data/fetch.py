@@ -28,13 +28,7 @@ from filelock import FileLock, Timeout
 from scmoe.data.catalog import DATASETS, Dataset
 from scmoe.data.check import DataError, expect, near
 from scmoe.data.download import FetchError, Http
-from scmoe.data.manifest import (
-    describe,
-    is_from_zenodo,
-    read_manifest,
-    unchanged,
-    write_manifest,
-)
+from scmoe.data.manifest import describe, is_from_zenodo, read_manifest, unchanged, write_manifest
 from scmoe.data.unpack import is_archive, unpack
 
 __all__ = ["FetchError", "Http", "fetch", "is_from_zenodo"]

@@ -24,9 +24,7 @@ from scmoe.data.write import MARK, restore_names, unescape
 FEATURE_TYPES = {"Gene Expression": "rna", "Antibody Capture": "protein", "Peaks": "atac"}
 
 
-def read(
-    source: MuData | AnnData | str | os.PathLike | Sequence | Mapping[str, object],
-) -> MuData:
+def read(source: MuData | AnnData | str | os.PathLike | Sequence | Mapping[str, object]) -> MuData:
     """Make a MuData of cells as measured.
 
     Parameters
