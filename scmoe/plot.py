@@ -118,8 +118,7 @@ def group_sizes(table: pd.DataFrame, title: str) -> Figure:
         left += table[column].to_numpy()
     ax.set(xlabel="cells", ylim=(-0.6, len(table) - 0.4))
     ax.set_yticks(rows, table.index)
-    fig.legend(loc="outside lower center", ncols=table.shape[1])
-    return fig
+    return legend(fig, table.shape[1])
 
 
 def batches(table: pd.DataFrame, held_out: Sequence[str], title: str) -> Figure:
@@ -163,8 +162,7 @@ def training_curves(history: pd.DataFrame, title: str) -> Figure:
     for ax in axes[len(parts) :]:
         ax.set_visible(False)
     axes[0].set_ylabel("loss")
-    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
-    return fig
+    return legend(fig, 2)
 
 
 def confusion(truth, predicted, title: str) -> Figure:
@@ -322,6 +320,15 @@ def figure(title: str, n_rows=1, n_columns=1, height=3.0, **options):
     axes = fig.subplots(n_rows, n_columns, squeeze=False, **options)
     fig.suptitle(fill(title, 70))
     return fig, axes.ravel()
+
+
+def legend(fig: Figure, n_columns: int) -> Figure:
+    """Put one legend below all panels, each name once."""
+    handles = {}
+    for ax in fig.axes:
+        handles |= dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
+    fig.legend(handles.values(), handles, loc="outside lower center", ncols=n_columns)
+    return fig
 
 
 def heat(ax: Axes, table: pd.DataFrame, low, high, words=None, size=10):

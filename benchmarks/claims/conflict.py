@@ -10,27 +10,27 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from itertools import combinations
-from pathlib import Path
+from itertools import combinations, product
 
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.figure import Figure
 from scipy import stats
 from torch import Tensor
 
-from scmoe import baselines
+from scmoe import baselines, plot
+from scmoe.colours import FAINT, title_of
 from scmoe.config import Config
 from scmoe.data import Split, load, simulate_dyngen, split_mudata
 from scmoe.data.cells import keep
-from scmoe.metrics import COLUMNS, evaluate
+from scmoe.metrics import COLUMNS, NAMES, evaluate
 from scmoe.model import ScMoE
 from scmoe.networks import Experts
 from scmoe.nn import losses
 from scmoe.nn.cells import Cells
 from scmoe.record import Run
 
-REFERENCE = Path(__file__).parents[2] / "book" / "reference_conflict.csv"
 LADDERS = {
     "dyngen": ("mrna", "protein", "pre_mrna", "dna"),
     "dyngen, hard": ("mrna", "protein", "pre_mrna", "dna"),
@@ -41,6 +41,9 @@ SPARSE, DENSE = "sparse experts", "dense, equal size"
 EARLY, LATE = "logistic regression (early fusion)", "logistic regression (late fusion)"
 STRICT = "scMoE, strict"
 METHODS = [SPARSE, DENSE, EARLY, LATE, STRICT]
+TITLES = {"dyngen": "Dyngen", "dyngen, hard": "Dyngen, hard", "patchseq": "Patch-seq",
+          "dbitseq": "DBiT-seq, blocks"}  # fmt: skip
+COLOURS = dict(zip(METHODS, ("#332288", "#CC6677", "#DDAA33", "#999933", "#117733"), strict=True))
 QUICK_EPOCHS = 10
 WATCHED = (1, 5, 10, 20, 40)  # epochs after which gradients are compared
 SAME_CELLS = 128  # training cells on which they are
@@ -208,10 +211,61 @@ def gradients(table: pd.DataFrame) -> pd.DataFrame:
     return found.assign(tasks=named["tasks"], epoch=named["epoch"].astype(int))
 
 
-def read_reference() -> pd.DataFrame:
-    """Read the table of record: the full profile's records, kept with the book."""
-    table = pd.read_csv(REFERENCE, comment="#", keep_default_na=False)
-    return table.astype({"value": float})
+def turned(table: pd.DataFrame) -> pd.DataFrame:
+    """Give the mean cosines of sparse and dense networks, and by how much they differ.
+
+    Tasks × `sparse`, `dense`, their `difference` with its 95 % interval over seeds (`low`, `high`),
+    and the share of comparisons in which the cosine is negative.
+    """
+    rows = {}
+    for tasks, part in gradients(table).groupby("tasks"):
+        both = part.groupby(["method", "dataset", "n", "seed"])["value"].mean().unstack("method")
+        apart = (both[SPARSE] - both[DENSE]).groupby("seed").mean()
+        rows[tasks] = (both[SPARSE].mean(), both[DENSE].mean(), *interval(apart),
+                       (part["value"] < 0).mean())  # fmt: skip
+    names = ["sparse", "dense", "difference", "low", "high", "negative"]
+    return pd.DataFrame.from_dict(rows, orient="index", columns=names)
+
+
+def climbing(table: pd.DataFrame, metric: str, title: str) -> Figure:
+    """Draw a metric by number of modalities, one panel a ladder, with 95 % intervals."""
+    part = table[table["metric"] == metric]
+    fig, axes = plot.figure(title, 2, 2, height=5.7)
+    for ax, (ladder, modalities) in zip(axes, LADDERS.items(), strict=True):
+        for shift, method in enumerate(METHODS):
+            rows = part[(part["dataset"] == ladder) & (part["method"] == method)]
+            if rows.empty:
+                continue
+            values = rows.groupby("n")["value"].agg(interval)
+            mean, low, high = np.array(values.tolist(), float).T
+            error = np.nan_to_num([mean - low, high - mean])
+            ax.errorbar(values.index + 0.06 * (shift - 2), mean, error, ms=5, lw=1.2, label=method,
+                        fmt=f"{plot.MARKERS[shift]}-", elinewidth=0.8, color=COLOURS[method],
+                        )  # fmt: skip
+        words = [title_of(modalities[0]), *(f"+ {title_of(name)}" for name in modalities[1:])]
+        ax.set_xticks(np.arange(len(words)) + 1, words, fontsize=9)
+        ax.set(title=TITLES[ladder], ylabel=NAMES[metric], xlim=(0.7, len(words) + 0.3))
+    return plot.legend(fig, 2)
+
+
+def cosines_by_epoch(table: pd.DataFrame, title: str) -> Figure:
+    """Draw the cosine of the tasks' gradients along training, sparse and dense."""
+    found = gradients(table)
+    fig, axes = plot.figure(title, len(LADDERS), 2, 8.5, sharex=True, sharey=True)
+    panels = product(LADDERS, ("groups, translations", "pairs"))
+    for ax, (ladder, tasks) in zip(axes, panels, strict=True):
+        part = found[(found["dataset"] == ladder) & (found["tasks"] == tasks)]
+        for method, line in ((SPARSE, "-"), (DENSE, "--")):
+            for n, many, style in ((2, "two", "o"), (part["n"].max(), "all", "s")):
+                rows = part[(part["method"] == method) & (part["n"] == n)]
+                mean = rows.groupby("epoch")["value"].mean()
+                ax.plot(mean.index, mean, line, marker=style, ms=4, color=COLOURS[method],
+                        label=f"{method}, {many} modalities")  # fmt: skip
+        ax.axhline(0, color=FAINT, lw=0.8, ls=":")
+        ax.set_title(f"{TITLES[ladder]}: {tasks}", fontsize=10)
+    fig.supxlabel("epoch", fontsize=10)
+    fig.supylabel("cosine", fontsize=10)
+    return plot.legend(fig, 2)
 
 
 class Watched(Experts):

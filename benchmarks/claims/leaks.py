@@ -9,20 +9,21 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
-from scmoe import paper
+from benchmarks.record.collect import BOOK
+from scmoe import paper, plot
 from scmoe.baselines import CoordinateNeighbours
+from scmoe.colours import FAINT
 from scmoe.config import Config, preset
 from scmoe.data import Split, load
-from scmoe.metrics import COLUMNS, evaluate
+from scmoe.metrics import COLUMNS, NAMES, evaluate
 from scmoe.model import ScMoE
 from scmoe.record import Run
 
-BOOK = Path(__file__).parents[2] / "book"
 PUBLISHED, VALIDATION = "published", "validation cells held out"
 SOFTMAX, LOGITS, BLOCKS = "supervised", "supervised, on logits", "supervised, held-out block"
 AS_PUBLISHED, COORDINATES = "as published", "coordinates alone"
@@ -40,6 +41,7 @@ FOLDS = {"patchseq": 9}  # the published code's; the first elsewhere
 EPOCHS = {VALIDATION: 100, SOFTMAX: 60, LOGITS: 60, BLOCKS: 60}  # the preset's own otherwise
 QUICK_EPOCHS = 20
 METRICS = ["accuracy", "ari", "nmi", "r2", "training_loss"]
+TITLES = NAMES | {"r2_off_diag": "R², pairs i < j"}
 
 
 @dataclass(frozen=True)
@@ -231,6 +233,23 @@ def _by_seed(table, chosen) -> pd.Series:
     return rows.set_index("seed")["value"]
 
 
+def with_and_without(found: pd.DataFrame, title: str) -> Figure:
+    """Draw the scores of `sizes`; bars are standard deviations of the change over seeds."""
+    fig, (ax,) = plot.figure(title, height=0.9 + 0.34 * len(found))
+    rows, without = np.arange(len(found))[::-1], found["without"].clip(lower=-1)
+    ax.hlines(rows, found["with it"], without, color=FAINT, lw=1.2, zorder=1)
+    ax.errorbar(without, rows, xerr=found["sd of change"].fillna(0), fmt="o", color="#332288", ms=7,
+                label="without it")  # fmt: skip
+    ax.plot(found["with it"], rows, "s", color="#CC6677", ms=7, label="with the leak")
+    for row, value in zip(rows, found["without"], strict=True):
+        if value < -1:
+            ax.annotate(f"{value:.1f}", (-1, row), (0, 6), textcoords="offset points", fontsize=9)
+    ax.set_yticks(rows, found["leak"] + " (" + found["metric"].map(TITLES) + ")")
+    ax.axvline(0, color=FAINT, lw=0.8, ls=":")
+    ax.set(ylim=(-0.6, len(found) - 0.4), xlabel="score")
+    return plot.legend(fig, 2)
+
+
 def grid(records: pd.DataFrame, dataset: str, scoring: str) -> pd.DataFrame:
     """Give R² of every ordered pair, target × source, mean over seeds, of one scoring."""
     rows = records[
@@ -246,10 +265,3 @@ def grid(records: pd.DataFrame, dataset: str, scoring: str) -> pd.DataFrame:
 def floor(n_groups: int) -> float:
     """Least cross-entropy of softmax outputs: ``log(1 + (C - 1) / e)``."""
     return math.log(1 + (n_groups - 1) / math.e)
-
-
-def read_reference() -> pd.DataFrame:
-    """Read the table of record: the full profile's records, kept with the book."""
-    return pd.read_csv(BOOK / "reference_leaks.csv", comment="#", keep_default_na=False).astype(
-        {"value": float}
-    )

@@ -20,12 +20,13 @@ import pandas as pd
 from benchmarks.claims import known
 from benchmarks.claims.study import Plan, match_experts, score
 from benchmarks.claims.truth import recovered, recovery_study
+from benchmarks.record.collect import BOOK
 from scmoe.data import DATASETS, Split
 from scmoe.metrics import COLUMNS
 from scmoe.model import ScMoE
 from scmoe.record import Run
 
-FILE = Path(__file__).resolve().parents[2] / "book" / "reference_interpretability.csv"
+FILE = BOOK / "reference_interpretability.csv"
 KEPT = ("parameters", "data_source", "checksums", "commit", "sources", "versions", "platform",
         "device", "threads", "seconds", "peak_memory_mb")  # fmt: skip
 SUBJECTS = {  # who is explained: protocol of the run, part of the model, protocol of the records

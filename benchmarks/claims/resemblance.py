@@ -2,10 +2,14 @@
 
 Counts are read as log2(1 + count), the units in which the reference output of dyngen stores its
 layers; accessibility is a fraction in both. The reference files are not part of this repository:
-without them, a summary of their statistics stands in.
+without them, a summary of their statistics stands in, which this renews:
+
+    python -m benchmarks.claims.resemblance DATA/dyngen_reference
 """
 
+import hashlib
 import json
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from os import PathLike
@@ -19,18 +23,23 @@ from sklearn.model_selection import StratifiedKFold, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from benchmarks.record.collect import BOOK
 from scmoe.data.catalog import data_root
 from scmoe.data.dyngen import simulate_dyngen
 from scmoe.data.files import read_h5ad
 
 FOLDER = "dyngen_reference"  # below the data root
 LINEAR, CHROMATIN = "linear_4000x120.h5ad", "chromatin_200x150.h5ad"
+SOURCES = {
+    LINEAR: "output of dyngen, dynverse/dyngen_manuscript (MIT)",
+    CHROMATIN: "output of dyngen, openproblems-bio/neurips2021_multimodal_viash (MIT)",
+}
 LAYERS = {
     "pre_mrna": "expression_unspliced",
     "mrna": "expression",
     "protein": "expression_protein",
 }
-SUMMARY = Path(__file__).parents[2] / "book" / "dyngen_reference_summary.json"
+SUMMARY = BOOK / "dyngen_reference_summary.json"
 N_CELLS, N_GENES = 500, 100  # the size at which cells are compared
 N_EIGENVALUES = 5
 EXPRESSED = 0.01  # share of cells in which a gene must be seen for its correlations to count
@@ -64,7 +73,7 @@ def compare(n_seeds: int = 10, root: str | PathLike | None = None, seed: int = 0
         Simulated networks, and subsamples of the reference.
     root
         Data root, below which `dyngen_reference/` may lie. Without it the committed summary is
-        used, and without that the columns of dyngen are empty.
+        used.
     seed
         First of the seeds.
     """
@@ -91,15 +100,30 @@ def describe_reference(folder: Path, seeds: Iterable[int]) -> dict[str, pd.DataF
 
 
 def read_summary() -> dict[str, pd.DataFrame]:
-    """Read the committed statistics of dyngen's output; empty tables where they are missing."""
-    index = pd.MultiIndex.from_tuples([], names=["statistic", "layer"])
-    tables = {n: pd.DataFrame(columns=["mean", "sd"], index=index) for n in ("linear", "chromatin")}
-    if SUMMARY.is_file():
-        content = json.loads(SUMMARY.read_text())
-        tables = {
-            n: pd.DataFrame(content[n]).set_index(list(index.names)).astype(float) for n in tables
-        }
-    return tables
+    """Read the committed statistics of dyngen's output."""
+    content = json.loads(SUMMARY.read_text())
+    return {
+        name: pd.DataFrame(content[name]).set_index(["statistic", "layer"]).astype(float)
+        for name in ("linear", "chromatin")
+    }
+
+
+def write_summary(folder: Path, n_seeds: int = 10) -> None:
+    """Renew the committed statistics: means and standard deviations, and where they come from."""
+    tables = describe_reference(folder, range(n_seeds))
+    content = {
+        "made_by": "python -m benchmarks.claims.resemblance",
+        "what": f"linear: mean and sd over {n_seeds} random subsamples of {N_CELLS} "
+        f"cells and {N_GENES} genes; chromatin: all cells, one value",
+        "files": {
+            name: {"source": words, "md5": hashlib.md5((folder / name).read_bytes()).hexdigest()}
+            for name, words in SOURCES.items()
+        },
+    } | {
+        name: json.loads(table.reset_index().round(4).to_json(orient="records"))
+        for name, table in tables.items()
+    }
+    SUMMARY.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 # --- cells, dyngen's and ours, in the same units ------------------------------------------------
@@ -257,3 +281,7 @@ def _beside(theirs: pd.DataFrame, described: Iterable[pd.Series]) -> pd.DataFram
 
 def _dense(X) -> np.ndarray:
     return np.asarray(X.toarray() if hasattr(X, "toarray") else X)
+
+
+if __name__ == "__main__":
+    write_summary(Path(sys.argv[1]))

@@ -14,11 +14,12 @@ from matplotlib.figure import Figure
 
 from benchmarks import runner
 from benchmarks.claims.conflict import interval
+from benchmarks.record.collect import BOOK
 from scmoe import plot
 from scmoe.colours import method_colour, title_of
 from scmoe.metrics import NAMES
 
-TABLE = Path(__file__).resolve().parents[2] / "book" / "reference_scale.jsonl"
+TABLE = BOOK / "reference_scale.jsonl"
 EXPERTS, LINEAR, LOGISTIC = "scMoE experts", "scMoE linear", "logistic regression"
 PARTS = ["scMoE", EXPERTS, LINEAR]  # one case of the runner, which trains and times them together
 DENSE = list(runner.DENSE)
@@ -110,7 +111,7 @@ def by_size(table: pd.DataFrame, metrics: list[str], title: str) -> Figure:
                 ax.errorbar(x, found["mean"], spread, fmt=f"{plot.MARKERS[i % 9]}-", ms=4, lw=1.2,
                             elinewidth=0.8, color=_colour(method), label=method)  # fmt: skip
         _cells_axis(ax, table["cells"], f"{_named(name)}: {WORDS[metric]}")
-    return _legend(fig, axes, 3)
+    return plot.legend(fig, 3)
 
 
 def ahead(found: pd.DataFrame, title: str, bar: float | None = None) -> Figure:
@@ -132,7 +133,7 @@ def ahead(found: pd.DataFrame, title: str, bar: float | None = None) -> Figure:
                         fmt=plot.MARKERS[i], lw=1.2, color=_colour(theirs),
                         label=f"less {theirs}")  # fmt: skip
         _cells_axis(ax, found["cells"], f"{_named(name)}: {WORDS[metric]}")
-    return _legend(fig, axes, 2)
+    return plot.legend(fig, 2)
 
 
 def _colour(method: str) -> str:
@@ -151,11 +152,3 @@ def _cells_axis(ax, cells: pd.Series, title: str) -> None:
     ax.set_xticks(ticks, [f"{n:,}" for n in ticks], fontsize=8, rotation=45)
     ax.set_xticks([], minor=True)
     ax.tick_params(axis="y", labelsize=8)
-
-
-def _legend(fig: Figure, axes, n_columns: int) -> Figure:
-    handles = {}
-    for ax in axes:
-        handles |= dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
-    fig.legend(handles.values(), handles, loc="outside lower center", ncols=n_columns, fontsize=9)
-    return fig

@@ -127,6 +127,12 @@ def _write(records: pd.DataFrame, runs: dict, refused: dict, path: Path) -> None
     path.with_suffix(".json").write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
 
 
+def read_claim(name: str, folder: Path = BOOK) -> pd.DataFrame:
+    """Read the table of record of a page on a claim, `leaks` or `conflict`."""
+    table = pd.read_csv(folder / f"reference_{name}.csv", comment="#", keep_default_na=False)
+    return table.astype({"value": float})
+
+
 def collect_claim(file: Path, folder: Path = BOOK) -> Path:
     """Write what a page on a claim left as its table of record, its origin in the first lines.
 

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from scmoe.colours import FAINT, SHARES, modality_colour
 from scmoe.explain.attribution import METHODS, PRIMARY, Explanation
-from scmoe.plot import figure
+from scmoe.plot import figure, legend
 
 COLOURS = {  # Paul Tol's bright and vibrant schemes: ours in blues, SHAP's in reds and yellow
     PRIMARY: "#332288", "gradient_x_input": "#4477AA", "integrated_gradients": "#66CCEE",
@@ -32,8 +32,7 @@ def frontier(table: pd.DataFrame, title: str) -> Figure:
         ax.axhline(0, color=FAINT, lw=0.8, ls=":")
         ax.set(xscale="log", xlabel="seconds per 1000 cells", title=what)
     axes[0].set_ylabel("area better than random order")
-    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
-    return fig
+    return legend(fig, 2)
 
 
 def deletion_curves(curves: pd.DataFrame, title: str) -> Figure:
@@ -51,8 +50,7 @@ def deletion_curves(curves: pd.DataFrame, title: str) -> Figure:
         ax.set_xscale("symlog", linthresh=1)
         ax.set_xticks([0, 1, 10, 100], ["0", "1", "10", "100"])
     axes[0].set_ylabel("centred logit, rescaled")
-    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
-    return fig
+    return legend(fig, 2)
 
 
 def heatmap(table: pd.DataFrame, title: str, label: str, signed: bool = False,

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import scmoe
-from benchmarks.claims import conflict, report_conflict
+from benchmarks.claims import conflict
+from benchmarks.record.collect import read_claim
 from scmoe.nn.network import Network
 from tests.conftest import make_tiny
 
@@ -105,23 +106,8 @@ def test_sparse_experts_are_spared_what_only_the_dense_network_loses():
     assert conflict.spared(table)["sparse less dense"].item() == pytest.approx(0.4)
 
 
-def test_the_answer_is_that_of_the_numbers():
-    sparse = rows(conflict.SPARSE, [0.90, 0.80], 1) + rows(conflict.SPARSE, [0.90, 0.81], 2)
-    falls, rises = ([0.50, 0.41], [0.95, 0.84])
-    for last, words in ((falls, ("harm a dense network in", "holds for")),
-                        (rises, ("no conflict shows", "not borne out"))):  # fmt: skip
-        dense = rows(conflict.DENSE, [0.90, 0.80], 1) + rows(conflict.DENSE, last, 2)
-        said = report_conflict.takeaway(pd.DataFrame(sparse + dense)).data
-        assert all(part in said for part in words), said
-        assert "strict recipe" not in said
-    strict = rows(conflict.STRICT, [0.90, 0.80], 1) + rows(conflict.STRICT, [0.95, 0.85], 2)
-    said = report_conflict.takeaway(pd.DataFrame(sparse + dense + strict)).data
-    assert "strict recipe is clearly harmed on no ladder and clearly helped on " in said
-    assert "helped on none" not in said
-
-
 def test_the_table_of_record_has_every_ladder():
-    table = conflict.by_rung(conflict.read_reference())
+    table = conflict.by_rung(read_claim("conflict"))
     assert set(table["dataset"]) == set(conflict.LADDERS)
     assert np.isfinite(table["value"]).all()
     assert {conflict.SPARSE, conflict.DENSE, conflict.EARLY, conflict.LATE} <= set(table["method"])

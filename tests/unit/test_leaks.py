@@ -152,14 +152,14 @@ def test_the_floor_of_cross_entropy_on_softmax_outputs():
 
 
 def test_the_table_of_record_can_be_read():
-    table = leaks.tidy(leaks.read_reference())
+    table = leaks.tidy(collect.read_claim("leaks"))
     assert {"dbitseq", "patchseq"} <= set(table["dataset"])
     assert np.isfinite(table["value"]).all()
     seeds = table[(table["training"] == leaks.PUBLISHED) & (table["dataset"] == "dbitseq")]
     assert seeds["seed"].nunique() >= 2
 
 
-def test_a_full_run_becomes_the_table_of_record(tmp_path, monkeypatch):
+def test_a_full_run_becomes_the_table_of_record(tmp_path):
     rows = pd.DataFrame([records(v, seed=s) for s, v in enumerate((0.25, 0.5))])
     its = {"sources": "abc", "versions": {"torch": "2"}, "device": "cpu", "threads": {"torch": 1},
            "seconds": {"total": 3.0}, "parameters": {"profile": "full"}}  # fmt: skip
@@ -168,5 +168,4 @@ def test_a_full_run_becomes_the_table_of_record(tmp_path, monkeypatch):
     file.write_text(json.dumps({"records": rows.to_dict("records"), "provenance": its}))
     path = collect.collect_claim(file, tmp_path)
     assert path.name == "reference_leaks.csv" and "Seeds: dbitseq 2" in path.read_text()
-    monkeypatch.setattr(leaks, "BOOK", tmp_path)
-    assert leaks.read_reference()["value"].tolist() == [0.25, 0.5]
+    assert collect.read_claim("leaks", tmp_path)["value"].tolist() == [0.25, 0.5]
