@@ -1,30 +1,53 @@
-"""Every benchmark that a CPU can do, each in a process of its own: `make bench`.
+"""Speed and memory of training, as ratios: `make bench`.
 
-    python -m benchmarks [--tiny] [--out FOLDER]
+    python -m benchmarks [epochs] [parts] [experts] [scaling] [gpu] [--tiny] [--out FOLDER]
 
-The backend table that ``auto`` reads (scmoe/nn/fastest.json) is left as it is; renew it with
-``python -m benchmarks.experts --choose``.
+Each case is measured in a process of its own and leaves ``<out>/<case>.json``; named none, all that
+a CPU can do. ``--choose`` lets the sweep's winners into scmoe/nn/fastest.json, the table that
+``auto`` reads.
 """
 
+import argparse
 import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
-from benchmarks.common import THREADS
+import torch
 
-NAMES = ("epochs", "parts", "experts", "scaling")
+from benchmarks import common
+from benchmarks.gpu import gpu
+from benchmarks.speed import epochs, experts, parts, scaling
+
+CASES = {case.__name__: case for case in (epochs, parts, experts, scaling, gpu)}
+THREADS = 2
 
 
 def main() -> None:
-    """Run them in turn; stop at the first that fails."""
-    for name in NAMES:
-        start = time.monotonic()
-        command = [sys.executable, "-m", f"benchmarks.{name}", *sys.argv[1:]]
+    """Run the cases in turn; stop at the first that fails."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("cases", nargs="*", help=", ".join(CASES))
+    parser.add_argument("--out", type=Path, default=common.RESULTS)
+    parser.add_argument("--tiny", action="store_true", help="sizes so small that they say nothing")
+    parser.add_argument("--choose", action="store_true")
+    asked = parser.parse_args()
+    if unknown := set(asked.cases) - set(CASES):
+        parser.error(f"unknown: {', '.join(unknown)}; known: {', '.join(CASES)}")
+    if len(asked.cases) == 1:
+        torch.set_num_threads(THREADS)
+        start = time.perf_counter()
+        options = {"choose": asked.choose} if asked.cases == ["experts"] else {}
+        tables = CASES[asked.cases[0]](asked.tiny, **options)
+        note = {"seconds": round(time.perf_counter() - start, 1), "tiny": asked.tiny}
+        common.write(asked.out / f"{asked.cases[0]}.json", tables, note)
+        return
+    flags = [word for word in sys.argv[1:] if word not in CASES]
+    for case in asked.cases or [name for name in CASES if name != "gpu"]:
         threads = os.environ | {"OMP_NUM_THREADS": str(THREADS), "MKL_NUM_THREADS": str(THREADS)}
+        command = [sys.executable, "-m", "benchmarks", case, *flags]
         if subprocess.run(command, env=threads).returncode:
-            sys.exit(f"benchmarks.{name} failed")
-        print(f"\n{name}: {time.monotonic() - start:.0f} s", flush=True)
+            sys.exit(f"{case} failed")
 
 
 if __name__ == "__main__":

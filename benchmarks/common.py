@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import gc
 import json
 import math
@@ -10,7 +9,6 @@ import platform
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from functools import cache
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
@@ -22,7 +20,7 @@ import torch
 
 from benchmarks.naive import Naive
 from scmoe.config import Config, preset
-from scmoe.fit import _memory_kept, clip_gradients
+from scmoe.fit import clip_gradients, memory_kept
 from scmoe.keep import write_json
 from scmoe.nn.cells import Cells
 from scmoe.nn.network import Network
@@ -30,7 +28,6 @@ from scmoe.record import source_hash
 from scmoe.step import Step
 
 RESULTS = Path(__file__).parent / "results"
-THREADS = 2
 OPEN = 0.03  # share of peaks that are open in a cell
 
 
@@ -83,48 +80,50 @@ class Pair(NamedTuple):
     """The naive implementation and ours on the same cells."""
 
     config: Config
-    naive: Naive
+    naive: Naive | None
     network: Network
     train: Cells
-    both: Cells  # training cells, then those that an epoch evaluates
+    both: Cells | None  # training cells, then those that an epoch evaluates
     supervised: bool
 
-    def step(self, precision="float32") -> Callable[[torch.Tensor], None]:
-        """One training step of ours, as :func:`scmoe.fit.fit` does it, for timing alone."""
+    def losses(self, precision="float32", cells=None) -> Step:
+        """Our losses of a batch, over training cells or other ``cells``."""
         config = self.config.replace(precision=precision).train
-        step = Step(self.network, config, self.train, held_by_none(self.train), self.supervised)
-        parameters = self.network.parameters()
-        optimiser = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=0.0, fused=True)
-        self.network.train()
+        fold = torch.full((len(self.train),), -1)  # the only member learns from all
+        return Step(self.network.train(), config, cells or self.train, fold, self.supervised)
+
+    def step(self, losses: Callable, capturable=False) -> Callable[[torch.Tensor], None]:
+        """One training step of ours, as :func:`scmoe.fit.fit` does it, for timing alone."""
+        optimiser = torch.optim.AdamW(
+            self.network.parameters(), lr=self.config.train.lr, weight_decay=0.0, fused=True,
+            capturable=capturable,
+        )  # fmt: skip
 
         def run(index):
             optimiser.zero_grad(set_to_none=True)
-            step(index[None])[0].sum().backward()
-            clip_gradients(self.network, config.clip)
+            losses(index)[0].sum().backward()
+            clip_gradients(self.network, self.config.train.clip)
             optimiser.step()
 
         return run
 
 
-def sized(name: str, tiny: bool) -> tuple[Shape, Config]:
-    """Shape and configuration of a preset, or ones so small that only the code is tried."""
+def pair(name: str, tiny: bool = False, device: str = "cpu") -> Pair:
+    """Build both for one of ``SHAPES``; peaks are sparse for ours and dense for the naive row.
+
+    ``tiny``: sizes so small that only the code is tried.
+    """
     shape, config = SHAPES[name], preset(name, "paper")
     if tiny:
         features = [max(8, f // 20) for f in shape.features]
         shape = shape._replace(features=features, n_train=24, n_evaluated=8, n_groups=3)
         config = config.replace(d=16, n_patches=4, n_heads=2, n_experts=4, batch_size=8)
-    return shape, config
-
-
-def pair(name: str, tiny: bool = False, device: str = "cpu") -> Pair:
-    """Build both for one of ``SHAPES``; peaks are sparse for ours and dense for the naive row."""
-    shape, config = sized(name, tiny)
-    n_train, n_eval = shape.n_train, shape.n_evaluated
+    n_train, n_all = shape.n_train, shape.n_train + shape.n_evaluated
     if name == "atacseq":
-        x, labels = atac_cells(n_train + n_eval, *shape.features, shape.n_groups)
+        x, labels = atac_cells(n_all, *shape.features, shape.n_groups)
         plain = [x[0].toarray(), x[1]]
     else:
-        x, labels = dense_cells(shape.features, n_train + n_eval, shape.n_groups)
+        x, labels = dense_cells(shape.features, n_all, shape.n_groups)
         plain = x
     parts = [[m[:n_train] for m in plain], labels[:n_train]]
     parts += [[m[n_train:] for m in plain], labels[n_train:]]
@@ -133,14 +132,9 @@ def pair(name: str, tiny: bool = False, device: str = "cpu") -> Pair:
     network = Network(config.model, shape.features, shape.n_groups).to(device)
     train, both = (
         Cells([m[:n] for m in x], np.ones((n, len(x)), bool), labels[:n], device)
-        for n in (n_train, n_train + n_eval)
+        for n in (n_train, n_all)
     )
     return Pair(config, naive, network, train, both, shape.supervised)
-
-
-def held_by_none(cells: Cells) -> torch.Tensor:
-    """The fold of cells that the only member learns from, ``(N,)``."""
-    return torch.full((len(cells),), -1)
 
 
 def seconds(function: Callable[[], object]) -> float:
@@ -154,39 +148,22 @@ def seconds(function: Callable[[], object]) -> float:
 
 
 def interleaved(
-    functions: dict[str, Callable[[], object]], rounds: int, memory_kept: bool = True
+    functions: dict[str, Callable[[], object]], rounds: int, keep_memory: bool = True
 ) -> dict[str, float]:
     """Median seconds of each function, called in turn: what slows one round slows all alike.
 
-    ``memory_kept``: parts of a step find memory as they do in training. A whole training looks
+    ``keep_memory``: parts of a step find memory as they do in training. A whole training looks
     after its own.
     """
     times = {name: [] for name in functions}
     gc.collect()
-    with _memory_kept() if memory_kept else nullcontext():
+    with memory_kept() if keep_memory else nullcontext():
         for turn in range(rounds + 1):
             for name, function in functions.items():
                 taken = seconds(function)
                 if turn:  # the first is a warm-up
                     times[name].append(taken)
     return {name: median(values) for name, values in times.items()}
-
-
-def matmul_rate(dtype=torch.float32, n: int = 2048, rounds: int = 5) -> float:
-    """Floating-point operations a second of a large matrix product: the arithmetic bound."""
-    a, b = torch.randn(n, n, dtype=dtype), torch.randn(n, n, dtype=dtype)
-    a @ b
-    return 2 * n**3 / min(seconds(lambda: a @ b) for _ in range(rounds))
-
-
-@cache
-def precisions() -> tuple[str, ...]:
-    """What is worth measuring: bf16 only where a processor's products in it are the faster ones.
-
-    One without instructions for it takes a hundred times as long.
-    """
-    rates = [matmul_rate(kind, n=512, rounds=1) for kind in (torch.float32, torch.bfloat16)]
-    return ("float32", "bf16") if rates[1] > rates[0] else ("float32",)
 
 
 def slope(x, y) -> float:
@@ -219,24 +196,6 @@ def _processor() -> str:
     return f"{found.get('model name', platform.machine())} ({', '.join(flags)})"
 
 
-def main(name: str, measure: Callable[..., dict[str, pd.DataFrame]], *options: str) -> None:
-    """Measure, print the tables and write them to ``<out>/<name>.json``.
-
-    ``measure(tiny=..., **options)`` gives tables by caption; each of ``options`` is a switch.
-    """
-    parser = argparse.ArgumentParser(description=f"Benchmark: {name}.")
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    for option in ("tiny", *options):
-        parser.add_argument(f"--{option}", action="store_true")
-    chosen = vars(parser.parse_args())
-    out = chosen.pop("out")
-    if not chosen["tiny"]:
-        torch.set_num_threads(THREADS)
-    start = time.perf_counter()
-    tables = measure(**chosen)
-    write(out / f"{name}.json", tables, {"seconds": round(time.perf_counter() - start, 1)} | chosen)
-
-
 def write(path: Path, tables: dict[str, pd.DataFrame], note: dict) -> None:
     """Print the tables, and keep them as JSON: the old file stays until the new one is whole."""
     content = {"machine": machine(), **note, "tables": {}}
@@ -245,12 +204,6 @@ def write(path: Path, tables: dict[str, pd.DataFrame], note: dict) -> None:
         rows = json.loads(table.to_json(orient="records", double_precision=6))
         content["tables"][caption] = rows
     write_json(path, content, ensure_ascii=False)
-
-
-def read(name: str, folder: Path = RESULTS) -> dict | None:
-    """Give what an earlier run wrote, or ``None``."""
-    path = folder / f"{name}.json"
-    return json.loads(path.read_text()) if path.exists() else None
 
 
 def rounded(value: float, digits: int = 3) -> float:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -33,7 +32,7 @@ from scmoe import baselines
 from scmoe.data import Split
 from scmoe.data.split import stratified
 from scmoe.networks import Experts
-from scmoe.record import source_hash
+from scmoe.record import peak_memory, source_hash
 
 SIZES = (500, 2000, 8000, 250, 1000, 4000)  # the most telling first
 SIMULATED = {
@@ -176,12 +175,11 @@ def run(table: str, case: dict) -> dict:
         }  # fmt: skip
     if len(parts) == 1 and isinstance(parts[0], Experts):
         scores[name]["loss of cells held out"] = rounded(float(parts[0].history_["val_loss"].min()))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     return {
         **case,
         "scores": scores,
         "seconds": rounded(seconds),
-        "gigabytes": rounded(peak),
+        "gigabytes": rounded(peak_memory() / 2**30),
         "source": split.data_source,
         "threads": int(os.environ.get("OMP_NUM_THREADS", 0)) or None,
         "sources": source_hash(),

@@ -113,8 +113,8 @@ def fit(
 
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=_cuda(cells.device)))
-        stack.enter_context(_repeatable(cells.device))
-        stack.enter_context(_memory_kept())
+        stack.enter_context(repeatable(cells.device))
+        stack.enter_context(memory_kept())
         stack.callback(report.close)
         stopping = stack.enter_context(_stop_signals())
         step = Step(network, config, cells, fold, supervised, scales, input_noise)
@@ -281,7 +281,7 @@ def _stop_signals():
 
 
 @contextmanager
-def _memory_kept():
+def memory_kept():
     """Lets a step use the last one's memory again, instead of having the system zero new pages.
 
     glibc gives large blocks back at once; asking for them again takes up to half of a step. What
@@ -303,7 +303,7 @@ def _memory_kept():
 
 
 @contextmanager
-def _repeatable(device: torch.device):
+def repeatable(device: torch.device):
     """Deterministic kernels on CUDA, where there are any; a CPU needs nothing."""
     if device.type != "cuda":
         yield

@@ -239,7 +239,7 @@ class Run:
             "threads": {"torch": torch.get_num_threads()}
             | {pool["internal_api"]: pool["num_threads"] for pool in threadpool_info()},
             "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
-            "peak_memory_mb": round(_peak_memory() / 1e6, 1),
+            "peak_memory_mb": round(peak_memory() / 1e6, 1),
             "peak_device_memory_mb": round(torch.cuda.max_memory_allocated() / 1e6, 1)
             if cuda
             else 0.0,
@@ -373,7 +373,7 @@ def _versions() -> dict[str, str]:
     return versions
 
 
-def _peak_memory() -> int:
+def peak_memory() -> int:
     """Give the most bytes of memory that this process has held."""
     if sys.platform == "win32":
         return psutil.Process().memory_info().peak_wset

@@ -88,7 +88,7 @@ class Step:
         parts = {}
         if self.supervised:
             parts["group"] = losses.cross_entropy(logits, batch.labels, c.ce_on_softmax)
-        decoder = self._decoder_losses(batch, alone)
+        decoder = self.decoder_losses(batch, alone)
         parts |= {f"decoder {i}": v for i, v in enumerate(decoder)}
         if self.use_ddc:
             spaces = network.clustering_space(joint).float()
@@ -103,7 +103,7 @@ class Step:
                 total = total + weight * parts[name]
         return total, parts
 
-    def _decoder_losses(self, batch: Batch, encoded: Encoded) -> list[Tensor]:
+    def decoder_losses(self, batch: Batch, encoded: Encoded) -> list[Tensor]:
         """Loss of each target ``(K,)``: summed over all M x M pairs, or averaged over pairs."""
         pairs = 1.0 if self.config.sum_pairs else 1 / sum(map(len, self.sources))
         out, m = [], len(self.sources)

@@ -144,9 +144,9 @@ def fastest(
 ) -> str:
     """Name of the backend that was fastest for the nearest shape measured.
 
-    ``fastest.json`` is written by ``python -m benchmarks.experts``. Where nothing was measured (no
-    GPU was to be had) it is by reasoning: on CUDA a grouped float32 product makes the host wait for
-    the sizes of the groups, dense ones do not, and their extra arithmetic is cheap while it fits.
+    ``python -m benchmarks experts --choose`` writes ``fastest.json``. Where nothing was measured
+    it is by reasoning: on CUDA a grouped float32 product makes the host wait for the sizes of the
+    groups, dense ones do not, and their extra arithmetic is cheap while it fits.
     """
     if d * dtype.itemsize % 16:  # the grouped kernel wants rows that start at multiples of 16 bytes
         return "dense"

@@ -102,7 +102,7 @@ class Network(nn.Module):
             ``joint``: tokens of all present modalities see each other; ``alone``: each modality
             sees only itself, so that a latent depends on that modality and on no other.
         """
-        embedded, present = self._embed(x, present)
+        embedded, present = self.tokens(x, present)
         if not self.config.attention:
             return self._attend(embedded, present, None)
         # nothing to hide: faster without a mask (but asking another device would make it wait)
@@ -119,7 +119,7 @@ class Network(nn.Module):
         Both ``(K, B, M)`` bool. The batch is doubled and a block attention mask keeps the views
         apart; without attention one view is both.
         """
-        embedded, present = self._embed(x, present)
+        embedded, present = self.tokens(x, present)
         if not self.config.attention:
             alone = self._attend(embedded, present, None)
             return alone.showing(shown), alone
@@ -133,13 +133,14 @@ class Network(nn.Module):
         encoded = self._attend(doubled, both, torch.cat(masks, 1).flatten(0, 1))
         return encoded.part(slice(None, n)), encoded.part(slice(n, None))
 
-    def _embed(self, x, present):
+    def tokens(self, x: list[Tensor | None], present: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens before the first layer, ``(K, B, M, P, d)``, and what is there, ``(K, B, M)``."""
         k = self.config.members
         present = present.expand(k, -1, -1)
         if any(v is None for v in x):  # asking the device only then: a graph could not be captured
             present = present & torch.tensor([v is not None for v in x], device=present.device)
         tokens = [self._patches(i, v, present[..., i]) for i, v in enumerate(x)]
-        return torch.stack(tokens, 2), present  # (K, B, M, P, d)
+        return torch.stack(tokens, 2), present
 
     def _attend(self, embedded, present, mask) -> Encoded:
         tokens, routing = embedded, []

@@ -43,7 +43,7 @@ class Layer(nn.Module):
         ``mask`` ``(K*B, 1, M*P, M*P)`` is True where a query may look; None: everywhere.
         """
         if self.config.attention:
-            attended = self._attend(self.norm1(x), mask)
+            attended = self.attend(self.norm1(x), mask)
             if self.config.published_layers:
                 attended = dropout(attended, self.config.dropout, self.training)
             dropped = dropout(attended, self.config.dropout, self.training)
@@ -66,7 +66,8 @@ class Layer(nn.Module):
         both = self.qkv(x).view(members * b, m * p, 3, heads, d // heads)
         return both.permute(2, 0, 3, 1, 4)
 
-    def _attend(self, x: Tensor, mask: Tensor | None) -> Tensor:
+    def attend(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """What attention makes of normed tokens, ``(K, B, M, P, d)``."""
         q, k, v = self._heads(x)
         p = self.config.attention_dropout if self.training else 0.0
         mixed = attention(q, k, v, mask, p)
