@@ -5,8 +5,8 @@ published summaries enter (group names and sizes, sparsity, scales, how well sim
 Every stand-in follows the same causal order. A cell's group sits in a tree (class, then group),
 a continuous state varies within the group, and each modality reads both through its own loadings
 and its own measurement: sequencing depth and overdispersed counts for transcripts, Bernoulli
-draws for open chromatin, correlated residuals for electrophysiology, and derived geometric
-quantities for morphology. No result on a stand-in is a statement about biology.
+draws for open chromatin, correlated residuals for electrophysiology, and redundant sizes of
+neurites for morphology. No result on a stand-in is a statement about biology.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,6 @@ from scipy.sparse import csr_matrix
 
 from scmoe.data.catalog import BMMC_BATCHES, MOP_BATCHES
 from scmoe.data.cells import make_mudata
-from scmoe.data.morphology import simulate_morphology, standardised
 from scmoe.data.niche import recompute_niche
 
 # Cells per group of the originals. Patch-seq: morpho-electric-transcriptomic (MET) types.
@@ -134,6 +133,12 @@ def _counts(rate: np.ndarray, dispersion: float, rng: np.random.Generator) -> np
     return rng.poisson(rng.gamma(1 / dispersion, rate * dispersion)).astype(np.float32)
 
 
+def standardised(x: np.ndarray) -> np.ndarray:
+    """Zero mean and unit variance over the cells; a constant becomes zero."""
+    sd = x.std(0)
+    return (x - x.mean(0)) / np.where(sd > 0, sd, 1)
+
+
 def _shuffled(sizes: list[int] | np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Group index of every cell, in random order."""
     return rng.permutation(np.repeat(np.arange(len(sizes)), sizes))
@@ -154,9 +159,7 @@ def _patchseq(rng: np.random.Generator) -> MuData:
 
     rna = _patchseq_rna(t_type, parents[t_parent], phenotype, rng)
     ephys = _patchseq_ephys(phenotype[:, :7], rng)
-    shape = phenotype[:, 4:] @ _loadings(N_AXES - 4, 20, 0.7, 0.5, rng)
-    shape = standardised(shape + rng.normal(0, 1.5, shape.shape))
-    morph, morph_names = simulate_morphology(shape, rng)
+    morph = _patchseq_morph(phenotype[:, 4:], rng)
     obs = pd.DataFrame(
         {
             "cell_type_TEM": np.array(met_names, dtype=object)[met],
@@ -168,7 +171,7 @@ def _patchseq(rng: np.random.Generator) -> MuData:
         {
             "rna": (rna, _names("gene", rna.shape[1])),
             "ephys": (ephys, _names("ephys", ephys.shape[1])),
-            "morph": (morph, morph_names),
+            "morph": (morph, _names("morph", morph.shape[1])),
         },
         obs,
     )
@@ -216,6 +219,17 @@ def _patchseq_ephys(phenotype: np.ndarray, rng: np.random.Generator) -> np.ndarr
     values = standardised(signal + residual + 0.4 * rng.standard_t(5, (n_cells, n)))
     centre = np.where(rng.random(n) < 0.2, rng.normal(-6, 8, n), rng.normal(0, 0.3, n))
     return (centre + np.exp(rng.normal(-0.1, 0.5, n)) * values).astype(np.float32)
+
+
+def _patchseq_morph(phenotype: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Sizes and shares of a few neurites: redundant, of unequal scale, a few constant."""
+    n, n_cells = 514, len(phenotype)
+    shape = phenotype @ _loadings(phenotype.shape[1], 20, 0.7, 0.5, rng)
+    shape = standardised(shape + rng.normal(0, 1.5, shape.shape))  # what all features follow from
+    values = standardised(shape @ _loadings(20, n, 1.0, 0.2, rng))
+    values += 0.5 * rng.normal(size=(n_cells, n))
+    scale = np.exp(rng.normal(2, 2, n)) * (rng.random(n) > 0.02)
+    return (scale * (3 + values)).astype(np.float32)
 
 
 # ---------------------------------------------------------------------------------- DBiT-seq

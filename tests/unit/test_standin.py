@@ -87,13 +87,10 @@ def test_expression_is_sparse_and_its_zeros_follow_the_mean(simulated):
 
 def test_morphology_is_redundant_and_partly_constant(simulated):
     morph = simulated["patchseq"]["morph"]
-    column = dict(zip(morph.var_names, morph.X.T, strict=True))
     sd = morph.X.std(0)
     assert 9 <= (sd == 0).sum() <= 15 and sd.max() / np.median(sd) > 50
-    share_at_mode = np.array([np.unique(x, return_counts=True)[1].max() for x in morph.X.T]) / 448
-    assert ((share_at_mode > 0.9) & (sd > 0)).any()  # near-constant
-    width, low, high = (column[f"axon.tip.dimension_{k}"] for k in ("width", "min__x", "max__x"))
-    np.testing.assert_allclose(width, high - low, rtol=1e-4, atol=1e-2)
+    followed = PCA(20).fit(morph.X[:, sd > 0] / sd[sd > 0]).explained_variance_ratio_.sum()
+    assert followed > 0.7  # of what 502 features vary
 
 
 def test_tissue_regions_are_contiguous_and_the_niche_is_the_neighbours_expression(simulated):
