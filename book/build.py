@@ -1,7 +1,7 @@
 """Build the book from executed notebooks, and stop at anything a reader would trip over.
 
-``python book/build.py`` checks that no executed notebook holds an error, writes the table of
-results that the first page includes, runs Jupyter Book with warnings as errors, and follows every
+``python book/build.py`` checks that no executed notebook holds an error, writes what other pages
+include of them, runs Jupyter Book with warnings as errors, and follows every
 internal link of the built pages.
 """
 
@@ -30,8 +30,7 @@ SOURCES = {  # what a data source is called on a page
     "simulated": "simulated",
     "stand-in": "**stand-in**",
 }
-CLAIMS = ("Claims, tested", "Interpretability, measured")  # parts of _toc.yml
-TAKEAWAY = "**Takeaway.**"
+QUOTED = "questions"  # the run whose claims and drawings the first page shows
 
 
 def notebook_errors(notebooks: list[Path]) -> list[str]:
@@ -111,19 +110,16 @@ def summary(records: pd.DataFrame) -> str:
     return "\n".join(lines) + "\n"
 
 
-def takeaways(toc: Path, source: Path) -> str:
-    """Give a Markdown list: what each page of the claims answers, in the first words of its run."""
-    lines = []
-    for part in yaml.safe_load(toc.read_text())["parts"]:
-        for chapter in part["chapters"] if part.get("caption") in CLAIMS else []:
-            notebook = source / f"{chapter['file']}.ipynb"
-            for cell in json.loads(notebook.read_text())["cells"]:
-                for output in cell.get("outputs", []):
-                    words = "".join(output.get("data", {}).get("text/markdown", ""))
-                    if words.startswith(TAKEAWAY):
-                        answer = " ".join(words.removeprefix(TAKEAWAY).partition("\n\n")[0].split())
-                        lines.append(f"- [{chapter['title']}]({chapter['file']}.ipynb). {answer}")
-    return "\n".join(lines) + "\n"
+def glued(notebook: Path) -> dict[str, str]:
+    """Give, as Markdown, what a run shows under a name: claims and drawings, for other pages."""
+    found = {}
+    for cell in json.loads(notebook.read_text())["cells"]:
+        for output in cell.get("outputs", []):
+            if name := output.get("metadata", {}).get("scrapbook", {}).get("name"):
+                shown = {kind: "".join(data) for kind, data in output["data"].items()}
+                raw = f"```{{raw}} html\n{shown.get('text/html')}\n```"
+                found[name] = shown.get("text/markdown", raw) + "\n"
+    return found
 
 
 def broken_links(html: Path) -> list[str]:
@@ -179,7 +175,8 @@ def main() -> None:
     generated = BOOK / "_generated"
     generated.mkdir(exist_ok=True)
     (generated / "summary.md").write_text(summary(read_records(quick, runs)))
-    (generated / "takeaways.md").write_text(takeaways(ROOT / "_toc.yml", BOOK))
+    for name, shown in glued(quick / f"{QUOTED}.ipynb").items():
+        (generated / f"{name}.md").write_text(shown)
 
     stamp = BOOK / "_build" / "made_from"
     if stamp.exists() and stamp.read_text() == made_from():

@@ -2,16 +2,26 @@
 
 import importlib.util
 import json
+import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat.v4 as nb
 import pandas as pd
 import yaml
 
 ROOT = Path(__file__).parents[2]
-spec = importlib.util.spec_from_file_location("build", ROOT / "book" / "build.py")
-build = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(build)
+
+
+def load(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+build = load(ROOT / "book" / "build.py")
+light, repository = (load(ROOT / "book" / "_ext" / f"{n}.py") for n in ("light", "repository"))
 
 
 def write_notebook(path, *cells):
@@ -87,15 +97,62 @@ def test_the_summary_says_stand_in_and_sets_ours_beside_the_best_other():
     assert "| 0.500 | 0.990 | 0.700 late fusion | 0.200 | – |" in line
 
 
-def test_the_answers_of_the_claims_are_the_words_of_their_runs(tmp_path):
-    words = "**Takeaway.** It does\nnot.\n\nDetails."
-    said = nb.new_output("display_data", data={"text/markdown": words})
-    write_notebook(tmp_path / "leaks.ipynb", nb.new_code_cell("1", outputs=[said]))
-    chapters = [{"file": "leaks", "title": "Leaks"}]
-    toc = {"parts": [{"caption": "Claims, tested", "chapters": chapters}, {"chapters": chapters}]}
-    (tmp_path / "_toc.yml").write_text(yaml.safe_dump(toc))
-    found = build.takeaways(tmp_path / "_toc.yml", tmp_path)
-    assert found == "- [Leaks](leaks.ipynb). It does not.\n"
+def test_what_a_run_shows_under_a_name_is_there_for_other_pages(tmp_path):
+    cells = [
+        nb.new_code_cell("1", outputs=[nb.new_output("display_data", data, metadata=known)])
+        for data, known in [
+            ({"text/markdown": "**Depends.** It may.", "text/plain": "x"}, named("verdict")),
+            ({"text/html": "<svg></svg>"}, named("figure")),
+            ({"text/html": "<p></p>"}, {}),
+        ]
+    ]
+    write_notebook(tmp_path / "questions.ipynb", *cells)
+    found = build.glued(tmp_path / "questions.ipynb")
+    drawn = "```{raw} html\n<svg></svg>\n```\n"
+    assert found == {"verdict": "**Depends.** It may.\n", "figure": drawn}
+
+
+def named(name):
+    return {"scrapbook": {"name": name, "mime_prefix": ""}}
+
+
+def test_the_first_page_quotes_no_more_than_the_reviewers_page_shows():
+    quoted = re.findall(r"_generated/(front-[\w-]+)\.md", (ROOT / "book" / "index.md").read_text())
+    template = (ROOT / "notebooks" / "questions.ipynb").read_text()
+    assert len(quoted) == len(set(quoted)) == 10
+    assert all(f'\\"{name}\\"' in template for name in quoted)
+
+
+def test_icons_are_those_that_pages_use_and_figures_have_a_size(tmp_path):
+    (tmp_path / "a.svg").write_text('<svg viewBox="0 0 72 36"></svg>')
+    page = build.BeautifulSoup(
+        '<script src="x/fontawesome.js"></script><i class="fas fa-sun fa-lg"></i>'
+        '<main><img src="a.svg"></main>', "html.parser",
+    )  # fmt: skip
+    used = light.lighten(page, tmp_path)
+    assert used == {"sun", "lg"}
+    assert page.img.attrs == {"src": "a.svg", "width": 96, "height": 48, "loading": "lazy"}
+    assert page.script is None
+    script = (
+        '{sun:[5,6,[7],"f1","M1z"],"old-sun":[1,2,[3,"home"],"f2","M2z"],moon:[1,1,[],"f","M3z"]'
+    )
+    style = light.icons({"sun", "lg", "home"}, script)
+    assert [name in style for name in (".fa-sun", ".fa-home", ".fa-lg", ".fa-moon")] == [1, 1, 0, 0]
+    assert "0%200%205%206" in style and "M2z" in style
+
+
+def test_links_to_the_repository_come_from_one_setting_or_not_at_all(monkeypatch):
+    config = SimpleNamespace(html_theme_options={})
+    monkeypatch.delenv("SCMOE_REPOSITORY", raising=False)
+    repository.address(None, config)
+    assert config.html_theme_options == {}
+    monkeypatch.setenv("SCMOE_REPOSITORY", "https://github.com/a/b")
+    repository.address(None, config)
+    assert config.html_theme_options["repository_url"] == "https://github.com/a/b"
+    edit = {"label": "source-edit-button", "url": "https://github.com/a/b/edit/main/book/x.ipynb"}
+    run = "runs/quick/interpretability-dataset_mop"
+    repository.template(None, run, "", {"header_buttons": [{"buttons": [edit]}]}, None)
+    assert edit["url"] == "https://github.com/a/b/edit/main/notebooks/interpretability.ipynb"
 
 
 def test_every_run_page_of_the_contents_is_run_by_the_quick_profile():
