@@ -2,6 +2,7 @@
 
 The theme's icons come as a script of 1.5 MB; the few that pages use go into a style sheet instead.
 Figures get their size, so that nothing moves when they come, and come when they are scrolled to.
+A notebook is downloaded without its outputs, which its page shows.
 Scripts of Thebe (cells that run on a remote server) are wanted on no page.
 """
 
@@ -9,6 +10,7 @@ import re
 from pathlib import Path
 from urllib.parse import quote
 
+import nbformat
 from bs4 import BeautifulSoup
 
 SCRIPT = Path(
@@ -62,6 +64,11 @@ def finish(app, error):
             used |= lighten(page, file.parent)
             file.write_text(str(page))
     (out / "_static" / "icons.css").write_text(icons(used, (out / SCRIPT).read_text()))
+    for file in out.glob("_sources/runs/**/*.ipynb"):  # what a reader downloads to run it
+        notebook = nbformat.read(file, 4)
+        for cell in notebook.cells:
+            cell |= {"outputs": [], "execution_count": None} if cell.cell_type == "code" else {}
+        nbformat.write(notebook, file)
     for file in (out / "_static").rglob("*"):
         if file.suffix in (".map", ".ttf", ".scss") or file == out / SCRIPT:
             file.unlink()
