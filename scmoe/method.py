@@ -15,7 +15,15 @@ from sklearn.model_selection import KFold, StratifiedKFold
 
 from scmoe.data import DataError, Split, Transform
 from scmoe.data.blocks import row_blocks
-from scmoe.data.check import expect_mudata, expect_seed, near, select_modalities
+from scmoe.data.check import (
+    expect,
+    expect_known,
+    expect_mudata,
+    expect_seed,
+    near,
+    select_modalities,
+    some,
+)
 
 N_FOLDS = 5
 MAX_COMPONENTS = 512  # enough to keep all that a few hundred cells tell
@@ -62,8 +70,9 @@ class Method:
         self.groups_ = [g if supervised else str(i) for i, g in enumerate(map(str, split.groups))]
         if len(self.groups_) < 2 and self.task != "translation":
             raise DataError(
-                f"{len(self.groups_)} groups in the training cells' obs[{split.label_key!r}]; "
-                "at least 2 are needed"
+                f"{len(self.groups_)} groups in the training cells' obs[{split.label_key!r}]; at "
+                "least 2 are needed (without labels, split.groups says how many to look for: "
+                "['0', '1'], say)"
             )
         self.transform_ = transform or Transform().fit(split.train)
         self.seed_ = split.seed if self.seed is None else self.seed
@@ -125,19 +134,6 @@ class Method:
             matrices[m] = place @ scaled[m].X
         return matrices, present
 
-    def _check_translation(self, target: str, source, units: str) -> list[str]:
-        sources = [source] if isinstance(source, str) else list(source)
-        if unknown := [m for m in [target, *sources] if m not in self.modalities_]:
-            raise DataError(
-                f"modality '{unknown[0]}' was not seen in training; "
-                f"known: {', '.join(self.modalities_)}{near(unknown[0], self.modalities_)}"
-            )
-        if target in sources:
-            raise ValueError(f"target {target!r} is also a source; it must not be read")
-        if units not in ("measured", "scaled"):
-            raise ValueError(f"units={units!r} must be 'measured' or 'scaled'")
-        return sources
-
     def _write(self, block_of, present: np.ndarray, target: str, units: str, out) -> np.ndarray:
         """Fill `out` a block of cells at a time, with NaN where nothing can be predicted.
 
@@ -197,7 +193,18 @@ class Translator(Method):
         ValueError
             If the target is also a source, or for other units.
         """
-        sources = self._check_translation(target, source, units)
+        self._available(mdata)
+        sources = [source] if isinstance(source, str) else list(source or ())
+        expect(sources, "source", source, "one modality, or several")
+        for name in (target, *sources):
+            if name not in self.modalities_:
+                raise DataError(
+                    f"modality '{name}' was not seen in training; known: "
+                    f"{some(self.modalities_, 20)}{near(name, self.modalities_)}"
+                )
+        if target in sources:
+            raise ValueError(f"target {target!r} is also a source; it must not be read")
+        expect_known("units", units, ("measured", "scaled"))
         values_of, has = self._told(mdata, target, sources)
         return self._write(values_of, has, target, units, out)
 

@@ -488,5 +488,14 @@ def test_a_column_and_a_value_hold_out_the_cells_that_have_it(pair):
 def test_a_mudata_is_put_together_from_anndata_with_the_way_said():
     with pytest.raises(DataError, match=r'got AnnData; scmoe.data.read\(\{"rna": adata\}\)'):
         Transform().fit(cite()[0])
+    model = scmoe.baselines.Ridge().fit(split_mudata(both()))
+    with pytest.raises(DataError, match="expected a MuData, got AnnData"):
+        model.translate(cite()[0], "protein", "rna")
+    with pytest.raises(DataError, match="'protien' was not seen.*did you mean 'protein'"):
+        model.translate(both(), "protien", "rna")
+    with pytest.raises(DataError, match=r"source=\[\]: it takes one modality, or several"):
+        model.translate(both(), "protein", [])
+    with pytest.raises(DataError, match="units='log': it takes one of measured, scaled"):
+        model.translate(both(), "protein", "rna", units="log")
     with pytest.raises(DataError, match="expected a MuData, got AnnData"):
         scmoe.evaluate(Mean(make_mudata({"rna": cite()[0], "morph": cite()[0]})), cite()[0])
