@@ -59,11 +59,10 @@ def split_labelled(
     Parameters
     ----------
     held_out
-        As `test` of `scmoe.data.split_mudata`; a list counts as a tuple.
+        As `test` of `scmoe.data.split_mudata`.
     n_groups
         How many groups to look for, where there are no labels.
     """
-    held_out = tuple(held_out) if isinstance(held_out, list) else held_out
     known = np.ones(cells.n_obs, bool)
     if label_key in cells.obs:
         known = cells.obs[label_key].notna().to_numpy()

@@ -51,7 +51,9 @@ def read(source: MuData | AnnData | str | os.PathLike | Sequence | Mapping[str, 
     if isinstance(source, MuData):
         return source
     if isinstance(source, Mapping):
-        mod = {str(name): _single(part, str(name)) for name, part in source.items()}
+        mod = {str(name): _open(part) for name, part in source.items()}
+        for name in (name for name, part in mod.items() if isinstance(part, MuData)):
+            raise DataError(f"modality '{name}' is a whole MuData; give one of its modalities")
     elif isinstance(source, Sequence) and not isinstance(source, str):
         mod = {}
         for i, part in enumerate(source):
@@ -73,13 +75,6 @@ def read(source: MuData | AnnData | str | os.PathLike | Sequence | Mapping[str, 
     mdata = make_mudata(mod)
     mdata.obs = _shared_columns(mod, mdata.obs_names)
     return mdata
-
-
-def _single(part, name: str) -> AnnData:
-    adata = _open(part)
-    if isinstance(adata, MuData):
-        raise DataError(f"modality '{name}' is a whole MuData; give one of its modalities")
-    return adata
 
 
 def _open(part) -> AnnData | MuData:

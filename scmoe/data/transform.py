@@ -241,12 +241,8 @@ class Transform:
         if missing:
             adata = _measured(adata)
         X = matrix(adata)
-        if (
-            missing
-            or fitted.kind != "scaled"
-            or columns is not None
-            or not _is_plain(X, fitted.sparse)
-        ):
+        plain = not fitted.sparse and isinstance(X, np.ndarray) and X.dtype == np.float32
+        if missing or fitted.kind != "scaled" or columns is not None or not plain:
             X = self._values(name, X, columns)
         obs = pd.DataFrame(index=adata.obs_names)
         return AnnData(X, obs=obs, var=pd.DataFrame(index=fitted.names[fitted.used]))
@@ -432,11 +428,6 @@ def _scale_of(kind: str, sd: np.ndarray) -> np.ndarray:
 def _median_positive(values: list[np.ndarray]) -> float:
     values = np.concatenate(values)
     return float(np.median(values[values > 0])) if (values > 0).any() else 1.0
-
-
-def _is_plain(X, sparse: bool) -> bool:
-    """Whether X can be handed on as it is."""
-    return not sparse and isinstance(X, np.ndarray) and X.dtype == np.float32
 
 
 def _refuse_negative(name: str, kind: str, smallest: float) -> None:
