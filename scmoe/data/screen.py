@@ -45,11 +45,11 @@ def reading(path: Path, remedy: str = "") -> Iterator[None]:
             yield
     except DataError:
         raise
-    except MemoryError as error:
-        raise DataError(f"not enough memory to read {path} ({error})") from error
     except PermissionError as error:
         raise DataError(f"cannot read {path}: you have no permission to") from error
     except Exception as error:
+        if isinstance(error, MemoryError) or "allocat" in str(error):  # as HDF5 says it
+            raise DataError(f"not enough memory to read {path} ({error})") from error
         raise DataError(
             f"cannot read {path}: it is damaged, or not of the format its ending says "
             f"({error}){remedy}"
