@@ -7,10 +7,12 @@ import mudata as md
 import numpy as np
 import pandas as pd
 import pytest
+from markdown_it import MarkdownIt
 
 import scmoe
 from tests.conftest import make_tiny
 from tests.notebook.test_runs import metrics, papermill, shown
+from tests.unit.test_faults import plain
 
 pytestmark = [
     pytest.mark.slow,
@@ -105,6 +107,25 @@ def test_without_files_it_simulates_an_example_and_says_so(tmp_path):
     assert "no files were given" in shown(executed).lower()
     assert "imputed_protein" in cells.obsm
     assert {row["data_source"] for row in metrics(tmp_path / "run")["records"]} == {"simulated"}
+
+
+def test_names_that_look_like_code_are_text_all_over_the_page(tmp_path):
+    given = rna_and_protein()
+    names = ["<img src=x onerror=alert(1)>", "$\\frac{$ [x](javascript:alert(1))"]
+    groups = ["<script>alert(1)</script>", "![x](https://example.org/x.png)", "a/b <b>"]
+    hostile = scmoe.data.read(dict(zip(names, given.mod.values(), strict=True)))
+    hostile.obs["cell_type"] = given.obs["cell_type"].replace(
+        dict(zip(sorted(set(given.obs["cell_type"])), groups, strict=True))
+    )
+    scmoe.data.write(hostile, tmp_path / "mine.h5mu")
+    executed, cells = run(tmp_path / "run", data=str(tmp_path / "mine.h5mu"), epochs=1)
+    outputs = [o["data"] for c in executed for o in c.get("outputs", []) if "data" in o]
+    tables = "".join(plain("".join(o["text/html"])) for o in outputs if "text/html" in o)
+    assert all(name in tables for name in names)
+    for output in outputs:
+        plain(MarkdownIt().render("".join(output.get("text/markdown", ""))))
+        assert "<script" not in "".join(output.get("image/svg+xml", ""))
+    assert list(cells.mod) == names and set(cells.obs["scmoe_group"]) <= set(groups)
 
 
 @pytest.mark.parametrize(

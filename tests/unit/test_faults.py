@@ -460,6 +460,8 @@ def test_too_little_memory_is_not_called_damage(tmp_path):
     said = pytest.raises(DataError, match="not enough memory to read .*x.h5ad")
     with said, reading(tmp_path / "x.h5ad"):
         np.ones(10**14)
+    with said, reading(tmp_path / "x.h5ad"):
+        raise OSError("Can't read data (memory allocation failed for raw data chunk)")
 
 
 # --- arguments ------------------------------------------------------------------------------------
@@ -533,7 +535,7 @@ def plain(markup: str) -> str:
     soup = BeautifulSoup(markup, "html.parser")
     assert not soup.find_all(["script", "img", "a", "b", "code", "iframe", "svg"])
     attributes = {name for tag in soup.find_all(True) for name in tag.attrs}
-    assert attributes <= {"class", "style", "border", "tabindex", "title"}
+    assert not [name for name in attributes if name.startswith("on") or name in ("href", "src")]
     return " ".join(soup.get_text(" ").split())
 
 

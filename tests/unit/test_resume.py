@@ -58,7 +58,7 @@ def start():
     return starter
 
 
-@pytest.mark.parametrize(("number", "times"), [(signal.SIGKILL, 20), (signal.SIGTERM, 5)])
+@pytest.mark.parametrize(("number", "times"), [(signal.SIGKILL, KILLS // 2), (signal.SIGTERM, 5)])
 def test_a_run_stopped_at_random_moments_ends_with_the_same_weights(start, number, times, tmp_path):
     whole = start(tmp_path / "never stopped", tmp_path / "whole")
     began = time.monotonic()
