@@ -25,7 +25,7 @@ MAX_SECONDS = 3600
 CHUNK = 1 << 20
 DAMAGED = (
     zipfile.BadZipFile, tarfile.TarError, EOFError, NotImplementedError, lzma.LZMAError, zlib.error,
-    struct.error, ValueError, RuntimeError, OverflowError,
+    struct.error, ValueError, LookupError, RuntimeError, OverflowError,
 )  # fmt: skip
 
 

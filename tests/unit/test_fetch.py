@@ -428,6 +428,14 @@ def test_an_archive_cut_or_changed_anywhere_is_refused_or_read(mode, tmp_path):
     assert refused > 20
 
 
+def test_a_member_without_a_name_is_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("Q", b"1")
+    (tmp_path / "a.zip").write_bytes((tmp_path / "a.zip").read_bytes().replace(b"Q", b"\0"))
+    with pytest.raises(FetchError, match="damaged or no archive"):
+        unpack(tmp_path / "a.zip", lambda names: {})
+
+
 def test_an_archive_of_many_members_is_gone_through_once_or_is_refused(tmp_path, monkeypatch):
     archive, seen, parse = tmp_path / "a.tar", [], tarfile.TarInfo.frombuf.__func__
     monkeypatch.setattr(
