@@ -115,23 +115,60 @@ def explore(
     """
     first = rows[(rows[list(choices)] == rows[list(choices)].iloc[0]).all(axis=1)]
     still = first.sort_values("value", ascending=False).set_index(label)[list(columns)]
-    named = rows.select_dtypes(exclude="number").astype("category")  # a word is stored once
-    coded = rows.assign(**{name: named[name].cat.codes for name in named})
     data = {
         "choices": [{"name": name, "kind": kind} for name, kind in choices.items()],
         "label": label,
         "columns": list(columns),
         "marked": list(marked),
         "file": re.sub(r"\W+", "-", caption.lower()).strip("-"),
+        **_packed(rows),
+    }
+    return HTML(
+        f'<div class="scmoe-explore">{_script(data)}'
+        f"{table(still.rename_axis(None), caption).data}</div>"
+    )
+
+
+def linked(
+    cells: pd.DataFrame,
+    places: dict[str, tuple[str, str]],
+    colours: dict[str, dict[str, str]],
+    caption: str,
+) -> HTML:
+    """Show maps of the same cells; in the book a reader points at one and sees it in all.
+
+    Parameters
+    ----------
+    cells
+        One cell a row: coordinates, and what is told of the cell that is pointed at.
+    places
+        By title of a map, the columns of its coordinates, across and down.
+    colours
+        Of the words in a column: `{"region": {"heart": "#882255"}}`. Numbers are on a scale.
+    """
+    data = {"places": places, "colours": colours, **_packed(cells)}
+    words = html.escape(caption)
+    return HTML(
+        f'<div class="scmoe-linked">{_script(data)}<p>{words}: a figure to point at, which needs '
+        f"JavaScript and the book's pages.</p></div>"
+    )
+
+
+def _packed(rows: pd.DataFrame) -> dict:
+    """Rows as JSON holds them, a word of text stored once."""
+    named = rows.select_dtypes(exclude="number").astype("category")
+    coded = rows.assign(**{name: named[name].cat.codes for name in named})
+    return {
         "names": list(rows),
         "words": {name: list(map(str, named[name].cat.categories)) for name in named},
         "rows": json.loads(coded.to_json(orient="values", double_precision=4)),
     }
+
+
+def _script(data: dict) -> str:
+    """Data for a page's scripts; nothing in it can end the element."""
     text = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
-    return HTML(
-        f'<div class="scmoe-explore"><script type="application/json">{text}</script>'
-        f"{table(still.rename_axis(None), caption).data}</div>"
-    )
+    return f'<script type="application/json">{text}</script>'
 
 
 def provenance(path: Path) -> Markdown:

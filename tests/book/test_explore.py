@@ -1,4 +1,4 @@
-"""A table with choices answers mouse and keyboard, gives its rows, and stays without a script."""
+"""What readers play with answers mouse and keyboard, and leaves something without a script."""
 
 import csv
 import io
@@ -32,6 +32,13 @@ def shown():
     return page.explore(ROWS, CHOICES, "method", "Scores & more", marked=["ridge, plain"]).data
 
 
+def maps():
+    cells = pd.DataFrame({"x": [0, 1, 2], "y": [0, 0, 0], "u": [5, 4, 3], "v": [1, 1, 1],
+                          "group": ["a", HOSTILE, "a"], "gene": [0.25, 1, 2]})  # fmt: skip
+    places = {"tissue": ("x", "y"), "latent": ("u", "v")}
+    return page.linked(cells, places, {"group": {"a": "#112233", HOSTILE: "#445566"}}, "Cells").data
+
+
 def test_the_page_holds_every_row_and_a_plain_table_of_the_first_choice():
     text = shown()
     data = json.loads(re.search(r"<script[^>]*>(.*?)</script>", text, re.S)[1])
@@ -54,9 +61,12 @@ def browser_page(request, tmp_path_factory):
     playwright = pytest.importorskip("playwright.sync_api").sync_playwright().start()
     chromium = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
     folder = tmp_path_factory.mktemp("explore")
-    shutil.copy(STATIC / "explore.js", folder)
+    scripts = ""
+    for name in ("explore.js", "linked.js"):
+        shutil.copy(STATIC / name, folder)
+        scripts += f'<script src="{name}"></script>'
     (folder / "page.html").write_text(
-        f'<meta charset="utf-8"><script src="explore.js"></script><main>{shown()}</main>'
+        f'<meta charset="utf-8">{scripts}<main>{shown()}{maps()}</main>'
     )
     context = chromium.new_context(java_script_enabled=request.param, offline=True)
     context.set_default_timeout(60_000)
@@ -86,9 +96,9 @@ def test_it_answers_every_control_and_downloads_what_the_page_holds(browser_page
     opened.keyboard.press("ArrowRight")
     assert opened.locator("tbody td").nth(1).text_content() == "0.750"
     assert opened.evaluate("document.activeElement.type") == "range"
-    opened.get_by_role("combobox").select_option("b")
+    opened.get_by_label("set").select_option("b")
     assert opened.locator("tbody td").nth(1).text_content() == "−0.125"
-    assert opened.get_by_role("status").text_content() == "b · 10: 1 of 1"
+    assert opened.locator(".scmoe-status").text_content() == "b · 10: 1 of 1"
     with opened.expect_download() as download:
         opened.get_by_role("button", name="CSV").click()
     assert download.value.suggested_filename == "scores-more.csv"
@@ -96,4 +106,27 @@ def test_it_answers_every_control_and_downloads_what_the_page_holds(browser_page
     assert lines[0] == list(ROWS) and len(lines) == len(ROWS) + 1
     assert [float(line[3]) for line in lines[1:]] == ROWS["value"].tolist()
     assert lines[2][2] == HOSTILE
+    assert opened.evaluate("window.broken") is None
+
+
+@pytest.mark.browser
+def test_a_cell_pointed_at_in_one_map_is_shown_in_the_other(browser_page):
+    opened, scripted = browser_page
+    if not scripted:
+        assert "JavaScript" in opened.locator(".scmoe-linked p").text_content()
+        return
+    box = opened.locator(".scmoe-linked")
+    box.scroll_into_view_if_needed()
+    opened.wait_for_selector(".scmoe-linked[data-ready]")
+    tissue, latent = box.locator("svg").all()
+    tissue.locator('circle[cx="50"]').hover()
+    assert latent.locator(".scmoe-chosen").get_attribute("cx") == "50"
+    assert box.locator("dd").all_text_contents() == [HOSTILE, "1"]
+    latent.focus()
+    opened.keyboard.press("ArrowRight")
+    assert latent.locator(".scmoe-chosen").get_attribute("cx") == "97"
+    assert box.locator("dd").all_text_contents() == ["a", "0.25"]
+    assert tissue.locator(".scmoe-chosen").get_attribute("cx") == "3"
+    box.locator("select").select_option("gene")
+    assert tissue.locator(".scmoe-chosen").get_attribute("fill") == "#440154"
     assert opened.evaluate("window.broken") is None
