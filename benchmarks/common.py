@@ -49,9 +49,9 @@ SHAPES = {
 }
 
 
-def dense_cells(features, n_cells, n_groups, seed=0) -> tuple[list[np.ndarray], np.ndarray]:
+def dense_cells(features, n_cells, n_groups) -> tuple[list[np.ndarray], np.ndarray]:
     """Gaussian groups: matrices ``(N, F_m)`` float32 and group numbers ``(N,)``."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     labels = rng.integers(n_groups, size=n_cells)
     matrices = []
     for f in features:
@@ -60,9 +60,9 @@ def dense_cells(features, n_cells, n_groups, seed=0) -> tuple[list[np.ndarray], 
     return matrices, labels
 
 
-def atac_cells(n_cells, n_peaks=13_634, n_genes=4_000, n_groups=22, signal=0.5, seed=0):
+def atac_cells(n_cells, n_peaks=13_634, n_genes=4_000, n_groups=22, signal=0.5):
     """0/1 peaks (CSR, 3 % open) and dense genes of groups, made a block of cells at a time."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     labels = rng.integers(n_groups, size=n_cells)
     chance = (OPEN * (1 + signal * rng.uniform(-1, 1, (n_groups, n_peaks)))).astype(np.float32)
     centres = signal * rng.standard_normal((n_groups, n_genes), dtype=np.float32)

@@ -67,11 +67,11 @@ def find_clusters(
     return winner(list(candidates(blocks, present, n_groups, fold, seed))).labels
 
 
-def winner(found: list[Clustering], margin: float = MARGIN) -> Clustering:
+def winner(found: list[Clustering]) -> Clustering:
     """Keep the first, k-means on shared axes where there are any, unless a rival is better."""
     best = max(found, key=lambda c: c.score)
     first = found[0]
-    return first if first.way == SHARED and best.score <= (1 + margin) * first.score else best
+    return first if first.way == SHARED and best.score <= (1 + MARGIN) * first.score else best
 
 
 def candidates(blocks, present, n_groups, fold, seed) -> Iterator[Clustering]:

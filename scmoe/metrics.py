@@ -8,7 +8,6 @@ from mudata import MuData
 from scipy import sparse, stats
 from scipy.optimize import linear_sum_assignment
 from sklearn import metrics as sk
-from sklearn.metrics.cluster import contingency_matrix
 
 from scmoe.data.blocks import gaps, matrix, row_blocks
 from scmoe.data.check import DataError, as_text, expect_mudata, near
@@ -28,17 +27,8 @@ CHUNK = 2048  # cells (or features, for ranks) held dense at a time
 def classification_metrics(truth, predicted, probabilities=None) -> dict[str, float]:
     """Score named groups; a cell whose group was never seen in training counts as an error.
 
-    Parameters
-    ----------
-    truth, predicted
-        Group of each cell, shape `(n_cells,)`.
-    probabilities
-        `(n_cells, n_groups)`, rows sum to 1; adds `ece`.
-
-    Returns
-    -------
-    `accuracy`, `balanced_accuracy` (recall averaged over the groups that occur in `truth`),
-    `macro_f1` (averaged over the groups that occur in either), `ari`, `nmi` and `ece`.
+    Recall is averaged over the groups that occur in `truth`, F1 over those in either. With
+    probabilities `(n_cells, n_groups)`, calibration is scored too.
     """
     truth, predicted = np.asarray(truth, str), np.asarray(predicted, str)
     present = np.unique(truth)
@@ -57,33 +47,22 @@ def classification_metrics(truth, predicted, probabilities=None) -> dict[str, fl
     return {name: float(value) for name, value in scores.items()}
 
 
-def expected_calibration_error(correct, confidence, n_bins: int = 15) -> float:
-    """Mean gap between confidence and accuracy over equal-width bins (Guo et al. 2017, eq. 3).
+def expected_calibration_error(correct, confidence) -> float:
+    """Mean gap between confidence and accuracy over 15 equal bins (Guo et al. 2017, eq. 3).
 
-    Parameters
-    ----------
-    correct
-        Was each cell's most probable group the right one? Shape `(n_cells,)`.
-    confidence
-        The probability of that group, in [0, 1], shape `(n_cells,)`.
+    Was each cell's most probable group the right one, and how probable was it? Both `(n_cells,)`.
     """
     correct, confidence = np.asarray(correct, float), np.asarray(confidence, float)
-    bins = np.clip(np.ceil(confidence * n_bins).astype(int) - 1, 0, n_bins - 1)
-    gap = np.bincount(bins, confidence - correct, minlength=n_bins)
+    bins = np.clip(np.ceil(confidence * 15).astype(int) - 1, 0, 14)
+    gap = np.bincount(bins, confidence - correct, minlength=15)
     return float(np.abs(gap).sum() / len(correct))
 
 
 def clustering_metrics(truth, clusters) -> dict[str, float]:
-    """Score clusters without names: `ari`, `nmi`, and `accuracy` after the best matching.
-
-    Each cluster is matched to at most one group so that most cells agree (the Hungarian
-    algorithm); cells of unmatched clusters count as errors.
-    """
+    """Score clusters without names: `ari`, `nmi`, and `accuracy` after matching (see `matched`)."""
     truth, clusters = np.asarray(truth, str), np.asarray(clusters, str)
-    counts = contingency_matrix(truth, clusters)  # (groups, clusters)
-    rows, cols = linear_sum_assignment(counts, maximize=True)
     return {
-        "accuracy": float(counts[rows, cols].sum() / len(truth)),
+        "accuracy": float((matched(truth, clusters) == truth).mean()),
         "ari": float(sk.adjusted_rand_score(truth, clusters)),
         "nmi": float(sk.normalized_mutual_info_score(truth, clusters)),
     }
@@ -134,12 +113,8 @@ def translation_metrics(truth, predicted) -> dict[str, float]:
 def binary_translation_metrics(truth, predicted) -> dict[str, float]:
     """Score a predicted on/off modality: mean `auroc` and `auprc` over features.
 
-    Parameters
-    ----------
-    truth
-        `(n_cells, n_features)`, dense or sparse; on where positive, not scored where NaN.
-    predicted
-        `(n_cells, n_features)`, dense; larger means more likely on. Only the order matters.
+    The truth `(n_cells, n_features)`, dense or sparse, is on where positive and not scored where
+    NaN; of the prediction only the order matters.
 
     Features that are on in every cell, or in none, have no such score and are left out.
     """
@@ -185,15 +160,9 @@ def evaluate(model, mdata: MuData, label_key: str | None = None) -> pd.DataFrame
     ----------
     model
         Any method of this package: what it cannot do it does not have.
-    mdata
-        Cells as measured.
     label_key
         Column of `mdata.obs` with the true groups; default: the one it was fitted with. Where
         there is neither, only translations are scored.
-
-    Returns
-    -------
-    One row per score, with the columns `scmoe.metrics.COLUMNS`.
 
     Raises
     ------
@@ -254,9 +223,9 @@ def pairs(records: pd.DataFrame, metric: str = "r2") -> pd.DataFrame:
     return table.reindex(columns=records["method"].unique())
 
 
-def grids(records: pd.DataFrame, metric: str = "r2") -> dict[str, pd.DataFrame]:
-    """Give, for each method that translates, a table target × source; NaN on the diagonal."""
-    table = pairs(records, metric).dropna(axis=1, how="all")
+def grids(records: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Give R² of each method that translates, a table target × source; NaN on the diagonal."""
+    table = pairs(records).dropna(axis=1, how="all")
     order = table.index.get_level_values("target").unique()
     wide = {name: column.unstack().reindex(index=order) for name, column in table.items()}
     return {n: t[order].rename_axis(index=None, columns=None) for n, t in wide.items()}

@@ -244,7 +244,7 @@ def _pixel_size(xy: np.ndarray, n_panels: int) -> float:
     return (72 * 0.9 * min(WIDTH / n_panels, 3.2) / extent) ** 2
 
 
-def translation_heatmap(tables: Mapping[str, pd.DataFrame], title: str, label: str = "R²"):
+def translation_heatmap(tables: Mapping[str, pd.DataFrame], title: str):
     """Draw how well each modality (rows) is predicted from each other one (columns), per method.
 
     Parameters
@@ -273,7 +273,7 @@ def translation_heatmap(tables: Mapping[str, pd.DataFrame], title: str, label: s
             np.arange(n) + 0.5, named.columns, rotation=35, ha="right", rotation_mode="anchor"
         )
     axes[0].set_ylabel("predicted (target)")
-    fig.colorbar(mesh, ax=list(axes), label=label, shrink=0.9, extend="min")
+    fig.colorbar(mesh, ax=list(axes), label="R²", shrink=0.9, extend="min")
     return fig
 
 

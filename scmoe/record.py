@@ -233,7 +233,7 @@ class Run:
             "model": self.trained,
             "commit": _commit(),
             "sources": source_hash(),
-            "versions": {"python": platform.python_version()} | _versions(),
+            "versions": {"python": platform.python_version()} | versions(VERSIONS),
             "platform": f"{platform.system()} {platform.machine()}",
             "device": torch.cuda.get_device_name() if cuda else "cpu",
             "threads": {"torch": torch.get_num_threads()}
@@ -363,14 +363,10 @@ def _commit() -> str | None:
         return None
 
 
-def _versions() -> dict[str, str]:
-    versions = {}
-    for name in VERSIONS:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:  # run from the sources, not installed
-            continue
-    return versions
+def versions(names: Iterable[str]) -> dict[str, str]:
+    """Give the versions of those packages that are installed."""
+    found = {d.name: d.version for d in importlib.metadata.distributions()}
+    return {name: found[name] for name in names if name in found}
 
 
 def peak_memory() -> int:

@@ -82,10 +82,10 @@ def differences(
     return pd.DataFrame(rows, columns=columns)
 
 
-def missing(table: pd.DataFrame, seeds: Iterable[int] = range(LEAST_SEEDS)) -> pd.DataFrame:
+def missing(table: pd.DataFrame) -> pd.DataFrame:
     """Count cases of the runner's curve that are planned, and that the table lacks, by set."""
     done = set(zip(table["set"], table["cells"], table["method"], table["seed"], strict=True))
-    plan = pd.DataFrame(runner.curve(None, None, seeds))
+    plan = pd.DataFrame(runner.curve(None, None, range(LEAST_SEEDS)))
     plan["what"] = np.where(plan["method"].isin(runner.GRID), "number of experts × k", "curve")
     plan["missing"] = [row not in done for row in plan.iloc[:, :4].itertuples(index=False)]
     counts = plan.groupby(["set", "what"], sort=False)["missing"].agg(["size", "sum"])

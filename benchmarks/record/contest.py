@@ -37,7 +37,7 @@ LEAST = 0.01  # a smaller difference counts as none, unless its standard error i
 N_BOOTSTRAP = 10_000
 
 
-def prepare(records: pd.DataFrame, metrics: dict[str, list[str]] = METRICS) -> pd.DataFrame:
+def prepare(records: pd.DataFrame) -> pd.DataFrame:
     """Keep the strict records of the metrics that count, and name sets, entrants and their kind.
 
     DBiT-seq's published split and its blocks are sets of their own, and so are the batches of
@@ -50,7 +50,7 @@ def prepare(records: pd.DataFrame, metrics: dict[str, list[str]] = METRICS) -> p
     "location") and `partial`: does it identify groups from some of the modalities only?
     """
     counts = pd.Series(False, index=records.index)
-    for task, names in metrics.items():
+    for task, names in METRICS.items():
         counts |= records["task"].eq(task) & records["metric"].isin(names)
     single = ~records["source_modality"].astype(str).str.contains("+", regex=False)
     table = records[counts & single & records["protocol"].eq("strict")].copy()
@@ -92,16 +92,14 @@ def differences(table: pd.DataFrame, rivals: str | Sequence[str], ours: str = OU
     return both.merge(_best(both, ENTRY), on=[*ENTRY, "rival"])[COLUMNS]
 
 
-def chosen_elsewhere(
-    table: pd.DataFrame, rivals: str | Sequence[str] = "simple", ours: str = OURS
-) -> pd.DataFrame:
-    """Give ours minus the rival that is best elsewhere: no fold has a say in its own rival.
+def chosen_elsewhere(table: pd.DataFrame) -> pd.DataFrame:
+    """Give ours minus the simple rival that is best elsewhere: no fold chooses its own rival.
 
     As `differences`, but the rival of an entry is chosen for each fold: on the set's other folds,
     or, where there are fewer than two of those, on the other sets of the same data. Where there is
     no elsewhere, there is no row.
     """
-    both = _pairs(table, rivals, ours)
+    both = _pairs(table, "simple", OURS)
     key, parts = ENTRY[1:], [both[:0]]
     for (data, name, fold), part in both.groupby(["dataset", "set", "fold"], sort=False):
         others = both[both["set"].eq(name) & both["fold"].ne(fold)]
@@ -177,7 +175,7 @@ def by_entry(found: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def overall(entries: pd.DataFrame, seed: int = 0) -> dict[str, float]:
+def overall(entries: pd.DataFrame) -> dict[str, float]:
     """Give the mean difference over all entries, with a 95 % interval.
 
     Entries of one set are alike, so the interval comes from drawing sets (with all their entries)
@@ -189,7 +187,7 @@ def overall(entries: pd.DataFrame, seed: int = 0) -> dict[str, float]:
     sums = entries.groupby("set")["difference"].agg(["sum", "count"]).to_numpy(float)
     if len(sums) < 3:
         return {"mean": entries["difference"].mean(), "low": np.nan, "high": np.nan} | counts
-    drawn = np.random.default_rng(seed).integers(len(sums), size=(N_BOOTSTRAP, len(sums)))
+    drawn = np.random.default_rng(0).integers(len(sums), size=(N_BOOTSTRAP, len(sums)))
     totals = sums[drawn].sum(1)  # (N_BOOTSTRAP, 2)
     low, high = np.percentile(totals[:, 0] / totals[:, 1], [2.5, 97.5])
     return {"mean": entries["difference"].mean(), "low": low, "high": high} | counts

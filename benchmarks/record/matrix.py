@@ -9,7 +9,6 @@ have scored already is left as it is, so that a matrix that was cut off goes on.
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import shutil
 import sys
@@ -28,7 +27,7 @@ from scmoe.data import DataError, Split
 from scmoe.metrics import COLUMNS, evaluate
 from scmoe.model import ScMoE
 from scmoe.networks import Experts
-from scmoe.record import SIMULATION, TRAINS, Run, source_hash, start_run
+from scmoe.record import SIMULATION, TRAINS, Run, source_hash, start_run, versions
 
 SCORES = ["metrics.py", "paper.py"]
 HERE = "../benchmarks/record"  # from the package's folder
@@ -136,15 +135,15 @@ def score(run: Run, group: str, split: Split) -> tuple[pd.DataFrame, list[dict]]
 
 def made_from(group: str, parameters: dict) -> dict:
     """Give what decides the numbers of a run, for comparison with a later one."""
-    versions = {}
-    for name in ["torch", "scikit-learn", *(LIBRARIES if group == "peers" else [])]:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = None
+    libraries = versions(["torch", "scikit-learn", *(LIBRARIES if group == "peers" else [])])
     sources = source_hash(SOURCES.get(group, TRAINS) + SCORES)
     kept = {k: v for k, v in parameters.items() if k not in ("out_dir", "data_root")}
-    return {"methods": group, "sources": sources, "versions": versions, "parameters": kept}
+    return {
+        "methods": group,
+        "sources": sources,
+        "versions": libraries,
+        "parameters": kept,
+    }
 
 
 def score_folds(dataset: str, methods: str, fold, out_dir: str, **parameters) -> None:

@@ -34,6 +34,7 @@ from scmoe.data.blocks import matrix, row_blocks, values
 from scmoe.method import Method, Translator
 
 FEW_CELLS = 5000
+N_LATENT = 20
 RNA, PROTEIN, PEAKS = ("rna", "mrna", "gex"), ("protein", "adt"), ("atac", "peaks")
 
 
@@ -60,8 +61,6 @@ class _Peer(Method):
     ----------
     task
         ``supervised`` or ``unsupervised``.
-    n_latent
-        Dimensions of the latent space.
     modalities, seed
         As for every baseline.
     """
@@ -71,14 +70,13 @@ class _Peer(Method):
     def __init__(
         self,
         task: str = "supervised",
-        n_latent: int = 20,
         modalities: Sequence[str] | None = None,
         seed: int | None = None,
     ):
         super().__init__(modalities, seed)
         if task not in ("supervised", "unsupervised"):
             raise ValueError(f"task={task!r} must be 'supervised' or 'unsupervised'")
-        self.task, self.n_latent = task, n_latent
+        self.task = task
 
     def fit(self, split: Split):
         """Fit to training cells, early stopping on validation cells where the method has it.
@@ -168,7 +166,7 @@ class MOFA(Translator, _Peer):
         entry_point.set_data_matrix(
             [[views[m] - self.means_[m]] for m in self.modalities_], views_names=self.modalities_
         )
-        entry_point.set_model_options(factors=self.n_latent)
+        entry_point.set_model_options(factors=N_LATENT)
         entry_point.set_train_options(iter=500, seed=self.seed_, quiet=True)
         entry_point.build()
         entry_point.run()
@@ -222,7 +220,7 @@ class UniVI(Translator, _Peer):
             for m, x in parts[0].items()
         ]
         config = univi.UniVIConfig(
-            self.n_latent, configs, beta=1.25, gamma=4.35, encoder_dropout=0.1,
+            N_LATENT, configs, beta=1.25, gamma=4.35, encoder_dropout=0.1,
             decoder_dropout=0.05, kl_anneal_start=50, kl_anneal_end=85, align_anneal_start=75,
             align_anneal_end=110,
         )  # fmt: skip
@@ -300,7 +298,7 @@ class _CountModel(_Peer):
         kind = getattr(scvi.model, self.model)
         cells = self._counts([split.train, split.val])
         kind.setup_mudata(cells, modalities=self.keys)
-        n, sizes = split.train.n_obs, {"n_latent": self.n_latent}
+        n, sizes = split.train.n_obs, {"n_latent": N_LATENT}
         parts = {"external_indexing": [np.arange(n), np.arange(n, cells.n_obs), np.array([], int)]}
         if self.model == "MULTIVI":
             sizes |= {"n_genes": cells["rna"].n_vars, "n_regions": cells["other"].n_vars}

@@ -242,10 +242,6 @@ class CoordinateNeighbours(Method):
 
     method = "coordinates alone (nearest neighbours)"
 
-    def __init__(self, n_neighbors: int = 5, seed: int | None = None):
-        super().__init__(seed=seed)
-        self.n_neighbors = n_neighbors
-
     def fit(self, split: Split) -> CoordinateNeighbours:
         """Remember the training and validation cells' coordinates, `obsm["spatial"]`."""
         self._start(split)
@@ -254,7 +250,7 @@ class CoordinateNeighbours(Method):
         labels = np.concatenate(
             [part.obs[split.label_key].astype(str) for part in (split.train, split.val)]
         )
-        self.model_ = KNeighborsClassifier(min(self.n_neighbors, len(where))).fit(where, labels)
+        self.model_ = KNeighborsClassifier(min(5, len(where))).fit(where, labels)
         self.groups_ = list(self.model_.classes_)
         return self
 

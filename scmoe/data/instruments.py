@@ -14,7 +14,7 @@ class Setting:
 
     `library_sd` is the sd of the log library size, which a cell's molecules share. With
     `library_by_content`, cells with more molecules get the larger libraries, rank by rank.
-    `capture` is the mean share of a modality that is seen: of its molecules, or of open loci.
+    `capture` is the mean share of each modality that is seen: of open loci, or of its molecules.
     `cell_sd` and `value_sd` are sds of the log efficiency from cell to cell and from value to
     value, by modality; `dropout` is the chance that a count is lost. With `assay_sd`, genes are
     seen unequally: with a share exp(-|normal(0, assay_sd)|) that is each modality's own.
@@ -23,7 +23,7 @@ class Setting:
 
     library_sd: float
     library_by_content: bool
-    capture: dict[str, float]
+    capture: tuple[float, ...]
     cell_sd: float = 0.0
     value_sd: float = 0.0
     assay_sd: float = 0.0
@@ -33,31 +33,11 @@ class Setting:
 
 SETTINGS = {
     # Adjusted to dyngen's reference output, in which libraries rank as the cells' content does.
-    "default": Setting(
-        library_sd=0.71, library_by_content=True, capture=dict.fromkeys(MODALITIES, 1.0)
-    ),
+    "default": Setting(0.71, True, (1.0, 1.0, 1.0, 1.0)),
     # Adjusted so that logistic regression does about equally well, and badly, from each modality.
-    "hard": Setting(
-        library_sd=0.68,
-        library_by_content=False,
-        capture={"dna": 0.3, "pre_mrna": 0.04, "mrna": 0.02, "protein": 1.5e-5},
-        cell_sd=0.2,
-        value_sd=0.3,
-        assay_sd=1.5,
-        dropout=0.2,
-        dna_precision=2.0,
-    ),
+    "hard": Setting(0.68, False, (0.3, 0.04, 0.02, 1.5e-5), 0.2, 0.3, 1.5, 0.2, 2.0),
     # Between the two, for sets on which nothing was chosen.
-    "medium": Setting(
-        library_sd=0.7,
-        library_by_content=False,
-        capture={"dna": 0.6, "pre_mrna": 0.2, "mrna": 0.14, "protein": 4e-3},
-        cell_sd=0.1,
-        value_sd=0.2,
-        assay_sd=0.8,
-        dropout=0.1,
-        dna_precision=20.0,
-    ),
+    "medium": Setting(0.7, False, (0.6, 0.2, 0.14, 4e-3), 0.1, 0.2, 0.8, 0.1, 20.0),
 }
 
 
@@ -65,7 +45,7 @@ def measure(truth: np.ndarray, setting: Setting, rng) -> dict[str, np.ndarray]:
     """Turn true states `(4, n_cells, n_genes)` into what the instruments report."""
     n_cells, n_genes = truth.shape[1:]
     seen = np.exp(-np.abs(rng.normal(0, setting.assay_sd, (4, n_genes))))
-    seen *= np.array([[setting.capture[modality]] for modality in MODALITIES])
+    seen *= np.array(setting.capture)[:, None]
     open_, closed = np.maximum(truth[0], 1e-6), np.maximum(1 - truth[0], 1e-6)
     dna = rng.beta(setting.dna_precision * open_, setting.dna_precision * closed)
     missed = rng.random(dna.shape) >= seen[0]

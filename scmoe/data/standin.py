@@ -54,26 +54,11 @@ ATACSEQ_GROUPS = {
 
 
 def standin(name: str, seed: int = 0) -> MuData:
-    """Simulate a stand-in for one of the measured data sets.
+    """Simulate a stand-in for one of the measured data sets, in the units of its files.
 
-    Parameters
-    ----------
-    name
-        ``"dbitseq"`` (936 pixels: rna 568, protein 22, niche 568), ``"patchseq"`` (448 cells: rna
-        1252, ephys 68, morph 514), ``"atacseq"`` (1,560 cells: atac 1,000 peaks, rna 600)
-        or ``"mop"`` (1,200 nuclei: rna 300, atac 1,000 peaks, both counts).
-    seed
-        The cells depend on this number and on nothing else.
-
-    Returns
-    -------
-    MuData in the units of the original files: log-normalised expression (ATAC + gene: scaled to
-    unit variance and clipped at 4), sparse 0/1 peaks, log protein, electrophysiology scores,
-    morphology in micrometres and their powers. Labels are strings in the global ``obs``
-    (``cell_type``; Patch-seq: ``cell_type_TEM`` and ``cell_type_T``, the latter with neutral
-    names). DBiT-seq has ``obs["array_row"]``, ``obs["array_col"]``, ``obsm["spatial"]`` of shape
-    (n, 2) and ``obs["published_split"]`` ("train" or "test"); ATAC + gene has ``obs["batch"]``.
-    ``uns["standin"]`` says what it is and how it compares in size.
+    ``dbitseq``, ``patchseq``, ``atacseq`` or ``mop``; the cells depend on the seed alone. Labels
+    and what else a split needs (batches, coordinates, the published split) are in the global
+    ``obs``; ``uns["standin"]`` says what it is and how it compares in size.
 
     Raises
     ------

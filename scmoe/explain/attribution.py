@@ -17,7 +17,6 @@ import numpy as np
 import pandas as pd
 import torch
 from mudata import MuData
-from tqdm import tqdm
 
 from scmoe.explain import gradients, shapley
 from scmoe.explain.answer import Answer
@@ -120,18 +119,13 @@ def attribute(
     background: MuData | None = None,
     budget: int | None = None,
     seed: int = 0,
-    progress: bool = False,
 ) -> Explanation:
-    """Say what each feature of each cell adds to the model's answers.
+    """Say what each feature of each cell adds to the model's answers, by one of `METHODS`.
 
     Parameters
     ----------
     model
         A fitted `scmoe.ScMoE`, or one of its parts: `model.experts`, `model.linear`.
-    mdata
-        Cells as measured.
-    method
-        One of `METHODS`.
     target
         `"group"`, or a modality: then translations are explained.
     outputs
@@ -145,15 +139,8 @@ def attribute(
     budget
         Steps (integrated gradients), samples (SHAP Gradient), permutations (SHAP Permutation) or
         coalitions (SHAP Kernel) per cell.
-    seed
-        Of the methods that draw.
-    progress
-        Show a bar over batches, or cells.
-
     Raises
     ------
-    ValueError
-        For an unknown method, output or source, or a background that is needed and missing.
     scmoe.data.DataError
         When a method that needs every modality meets a cell that lacks one.
 
@@ -172,14 +159,13 @@ def attribute(
         if method in gradients.METHODS:
             explain = gradients.explainer(method, answer, mdata, background, budget)
             choose = gradients.own_group if own else gradients.every
-            batches = tqdm(answer.batches(mdata), "explaining", disable=not progress, leave=False)
             parts = [[v.detach().cpu().numpy() for v in explain(x, present, choose)]
-                     for x, present in batches]  # fmt: skip
+                     for x, present in answer.batches(mdata)]  # fmt: skip
             shares = [np.concatenate(part, axis=1) for part in zip(*parts, strict=True)]
             values = [part.sum(0) for part in shares]
             names = gradients.share_names(answer) if method == PRIMARY else []
         else:
-            values = shapley.explain(answer, mdata, method, background, own, budget, seed, progress)
+            values = shapley.explain(answer, mdata, method, background, own, budget, seed)
     read = answer.modalities
     inputs = [torch.cat(parts).numpy(force=True)
               for parts in zip(*(x for x, _ in answer.batches(mdata)), strict=True)]  # fmt: skip

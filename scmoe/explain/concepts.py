@@ -47,11 +47,10 @@ class Concept:
     lacks: np.ndarray
 
     @classmethod
-    def of_cells(cls, name: str, shows, among=None) -> Concept:
-        """Cells where `shows` holds against the others, or against the others of `among`."""
+    def of_cells(cls, name: str, shows) -> Concept:
+        """Cells where `shows` holds against the others."""
         shows = np.asarray(shows, bool)
-        among = np.ones(len(shows), bool) if among is None else np.asarray(among, bool)
-        return cls(name, shows & among, ~shows & among)
+        return cls(name, shows, ~shows)
 
     @classmethod
     def of_values(cls, name: str, values, within: Sequence[str] | None = None) -> Concept:
@@ -113,18 +112,13 @@ def gradients(model, mdata: MuData, groups: Sequence[str]) -> np.ndarray:
 
 
 def probes(
-    activations: np.ndarray, concepts: Sequence[Concept], seed: int = 0, n_folds: int = 5
+    activations: np.ndarray, concepts: Sequence[Concept], seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Fit linear probes of concepts that the same cells take part in.
+    """Fit linear probes of concepts that the same cells take part in, on activations `(N, D)`.
 
     Ridge regression on membership, which for two classes has the direction of a discriminant; a
     cell shows the concept if it lies beyond the middle between the two classes. Coordinates are
     standardised, all on the fitting cells.
-
-    Parameters
-    ----------
-    activations
-        `(n_cells, D)`.
 
     Returns
     -------
@@ -146,7 +140,7 @@ def probes(
     x = activations[cells].astype(np.float64)
     shows = np.stack([c.shows[cells] for c in concepts], 1)  # (n, C)
     called = np.empty_like(shows)
-    folds = StratifiedKFold(n_folds, shuffle=True, random_state=seed).split(x, shows[:, 0])
+    folds = StratifiedKFold(5, shuffle=True, random_state=seed).split(x, shows[:, 0])
     for train, test in folds:
         vectors, middle = _directions(x[train], shows[train])
         called[test] = x[test] @ vectors.T > middle
@@ -166,11 +160,7 @@ def _directions(x: np.ndarray, shows: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def concept_scores(
-    model,
-    mdata: MuData,
-    concepts: Sequence[Concept],
-    n_random: int = 100,
-    seed: int = 0,
+    model, mdata: MuData, concepts: Sequence[Concept], n_random: int = 100, seed: int = 0
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Probe every concept on the tokens of every modality, and see which groups use it.
 

@@ -72,14 +72,14 @@ def heatmap(table: pd.DataFrame, title: str, label: str, signed: bool = False,
     return fig
 
 
-def beeswarm(explanation: Explanation, title: str, n: int = 15) -> Figure:
-    """Draw what the `n` features that matter most add to each cell's answer.
+def beeswarm(explanation: Explanation, title: str) -> Figure:
+    """Draw what the fifteen features that matter most add to each cell's answer.
 
     A dot is a cell, its colour the feature's value; of several answers the first is drawn.
     """
     values = pd.DataFrame(explanation.flat[:, 0], columns=explanation.index)
     inputs = np.concatenate(list(explanation.inputs.values()), axis=1)
-    top = values.abs().mean().to_numpy().argsort(kind="stable")[::-1][:n]
+    top = values.abs().mean().to_numpy().argsort(kind="stable")[::-1][:15]
     fig, (ax,) = figure(title, height=1.0 + 0.3 * len(top))
     rng = np.random.default_rng(0)
     for row, column in enumerate(top):

@@ -20,6 +20,7 @@ from scmoe.explain.answer import Answer
 from scmoe.explain.gradients import expert_names
 
 TINY = np.finfo(float).tiny
+N_PERMUTATIONS = 200
 
 
 def gates(routing: AnnData) -> np.ndarray:
@@ -57,9 +58,7 @@ def usage(routing: AnnData, by: Sequence[str] | None = None, member: int = 0) ->
     return table.rename_axis(columns="expert")
 
 
-def specialisation(
-    routing: AnnData, by: Sequence[str], n_permutations: int = 200, seed: int = 0
-) -> pd.DataFrame:
+def specialisation(routing: AnnData, by: Sequence[str], seed: int = 0) -> pd.DataFrame:
     """Mutual information between the expert of a token and what the token is, against chance.
 
     One row for the expert and the label within each modality (null: labels permuted over cells),
@@ -69,8 +68,7 @@ def specialisation(
     Returns
     -------
     Columns `bits`, `null` (mean over permutations), `most` (entropy of the label: no mutual
-    information exceeds it), `z` and `p` (share of permutations that reach `bits`, with one added to
-    numerator and denominator).
+    information exceeds it), `z` and `p` (share of permutations that reach `bits`, with one added).
     """
     rng, by = np.random.default_rng(seed), np.asarray(by, str)
     labels = (by[:, None] == np.unique(by)).astype(float)  # (n_cells, G)
@@ -79,10 +77,10 @@ def specialisation(
     for i, modality in enumerate(modalities(routing)):
         has = per_cell[:, i].sum(1) > 0
         own, cells = labels[has], per_cell[has, i]
-        draws = [rng.permutation(len(own)) for _ in range(n_permutations)]
+        draws = [rng.permutation(len(own)) for _ in range(N_PERMUTATIONS)]
         rows[f"label in {modality}"] = _against(own.T @ cells, [own[d].T @ cells for d in draws])
     order = np.broadcast_to(np.arange(per_cell.shape[1]), per_cell.shape[:2])
-    shuffled = (rng.permuted(order, axis=1)[..., None] for _ in range(n_permutations))
+    shuffled = (rng.permuted(order, axis=1)[..., None] for _ in range(N_PERMUTATIONS))
     null = [np.take_along_axis(per_cell, s, 1).sum(0) for s in shuffled]
     rows["modality"] = _against(per_cell.sum(0), null)
     return pd.DataFrame.from_dict(rows, orient="index")

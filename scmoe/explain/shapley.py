@@ -5,18 +5,16 @@ from __future__ import annotations
 import numpy as np
 import shap
 import torch
-from tqdm import tqdm
 
 
-def explain(answer, mdata, method, background, own, budget, seed, progress) -> list[np.ndarray]:
+def explain(answer, mdata, method, background, own, budget, seed) -> list[np.ndarray]:
     """Attributions by one of SHAP's explainers: per source `(n_cells, n_outputs, F)`.
 
     Gradient: expected gradients (Erion et al. 2021). Permutation and Kernel ask the model alone.
     SHAP Deep is not among them: it has no rules for layer norm, attention and experts.
     """
     x = answer.inputs(mdata)
-    cells = tqdm(range(len(x[0])), "explaining", unit="cell", disable=not progress, leave=False)
-    cells = ([values[i : i + 1] for values in x] for i in cells)
+    cells = ([values[i : i + 1] for values in x] for i in range(len(x[0])))
     if method != "shap_gradient":
         return _by_questions(answer, cells, method, answer.means(background), own, budget, seed)
     if background is None:

@@ -39,8 +39,6 @@ class Router(nn.Module):
         Initialise as upstream FastMoE does, with the number of experts as the fan-in.
     members
         K, each with routers of its own.
-    noisy
-        False: no noise in training.
     """
 
     def __init__(
@@ -51,10 +49,9 @@ class Router(nn.Module):
         router_of: list[int],
         fan_in_experts: bool = False,
         members: int = 1,
-        noisy: bool = True,
     ):
         super().__init__()
-        self.top_k, self.noisy = top_k, noisy
+        self.top_k = top_k
         n_routers = max(router_of) + 1
         self.register_buffer("router_of", torch.tensor(router_of), persistent=False)
         self.weight = nn.Parameter(torch.empty(members, n_routers, d, n_experts))
@@ -85,8 +82,7 @@ class Router(nn.Module):
 
     def _logits(self, x):
         """Clean and noisy logits ``(K, B, M, P, E)``; scale of the noise (``None``: no noise)."""
-        noisy = self.training and self.noisy
-        weight = torch.cat([self.weight, self.noise], 3) if noisy else self.weight
+        weight = torch.cat([self.weight, self.noise], 3) if self.training else self.weight
         k, b, m, p, d = x.shape
         if weight.shape[1] == 1:
             logits = _Product.apply(x.reshape(k, -1, d), weight[:, 0]).view(k, b, m, p, -1)
@@ -94,7 +90,7 @@ class Router(nn.Module):
             by_modality = x.transpose(1, 2).reshape(k * m, b * p, d)
             logits = _Product.apply(by_modality, weight[:, self.router_of].flatten(0, 1))
             logits = logits.view(k, m, b, p, -1).transpose(1, 2)
-        if not noisy:
+        if not self.training:
             return logits, logits, None
         clean, raw = logits.chunk(2, -1)
         scale = F.softplus(raw) + 0.01
