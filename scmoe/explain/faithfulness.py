@@ -226,8 +226,8 @@ def spearman(first: Explanation, second: Explanation) -> np.ndarray:
     return (a * b).sum(1) / np.maximum(scale, 1e-12)
 
 
-def agreement(explanations: Mapping[str, Explanation]) -> pd.DataFrame:
-    """Method × method: mean rank correlation over the cells that both explain, the first ones."""
+def agreement(explanations: Mapping[str, Explanation], score=spearman) -> pd.DataFrame:
+    """Method × method: mean `score` over the cells that both explain, the first ones."""
     names = list(explanations)
     table = pd.DataFrame(np.eye(len(names)), names, names)
     for i, a in enumerate(names):
@@ -235,5 +235,5 @@ def agreement(explanations: Mapping[str, Explanation]) -> pd.DataFrame:
             pair = explanations[a], explanations[b]
             n = min(len(e.cells) for e in pair)
             cut = [replace(e, values={m: v[:n] for m, v in e.values.items()}) for e in pair]
-            table.loc[a, b] = table.loc[b, a] = float(spearman(*cut).mean())
+            table.loc[a, b] = table.loc[b, a] = float(score(*cut).mean())
     return table

@@ -89,15 +89,3 @@ def test_too_few_cells_make_no_concept():
     concept = concepts.Concept.of_cells("three cells", shows)
     with pytest.raises(ValueError, match="'three cells' has 3 cells"):
         concepts.concept_scores(model, background, [concept])
-
-
-def test_one_random_concept_in_twenty_is_taken_for_a_finding_at_most_one_in_ten():
-    model, _, background = fitted()
-    concept = concepts.Concept.of_cells("type0", background.obs["cell_type"] == "type0")
-    rng, hits = np.random.default_rng(0), []
-    null = [concept.at_random(rng) for _ in range(60)]
-    for tokens in concepts.tokens(model, background).transpose(1, 0, 2):
-        accuracy, _ = concepts.probes(tokens, null)
-        others = [np.delete(accuracy, j) for j in range(len(null))]
-        hits += [concepts.tail(a, rest) < 0.05 for a, rest in zip(accuracy, others, strict=True)]
-    assert np.mean(hits) <= 0.10

@@ -8,13 +8,16 @@ import pandas as pd
 import pytest
 
 import scmoe
-from benchmarks.claims import recovery, reference, study, truth
+from benchmarks.claims import known, recovery, reference, study, truth
 from scmoe import explain
 from scmoe.explain import faithfulness
+from scmoe.explain.concepts import Concept
 from scmoe.metrics import COLUMNS
 from tests.unit.test_explain_attribution import fitted, whole
+from tests.unit.test_explain_routing import GROUPS, by_group, routing
+from tests.unit.test_explain_scores import scrambled
 
-PLAN = study.Plan(8, 4, 2, 2, kernel=False, n_seeds=0, n_folds=0, n_networks=1,
+PLAN = study.Plan(8, 4, 2, 2, 20, kernel=False, n_seeds=0, n_folds=0, n_networks=1,
                   gradient_budgets=(8, 64), permutation_budgets=(2,))  # fmt: skip
 OURS = explain.METHODS[explain.PRIMARY]
 
@@ -70,6 +73,7 @@ def test_other_models_are_compared_where_they_say_the_same():
         groups=np.where(np.arange(6) < 2, "elsewhere", why.groups),
     )
     assert study.stability([why, other]) == pytest.approx(1)
+    assert study.top_overlap(why, scrambled(why), k=5).mean() < 0.5
     other.groups = np.full(6, "elsewhere")
     assert np.isnan(study.stability([why, other]))
     with pytest.raises(ValueError, match="at least two"):
@@ -85,6 +89,31 @@ def test_a_larger_budget_is_tried_until_the_halves_agree():
     assert len(found) <= 2
     assert found["split_half"].is_monotonic_increasing
     assert why.budget == found["budget"].iloc[-1]
+
+
+def test_the_same_experts_in_another_order_are_matched():
+    first = routing(by_group)
+    second = first.copy()
+    renamed = np.array([2, 0, 3, 1])[first.var["expert"]]
+    order = np.lexsort((renamed, first.var["patch"], first.var["modality"] == "protein"))
+    second.X = first.X[:, order]
+    found = study.match_experts(first, second, GROUPS)
+    assert found["similarity"] > 0.99 > found["null"]
+    assert found["p"] < 0.1
+
+
+def test_one_random_concept_in_twenty_is_taken_for_a_finding_at_most_one_in_ten():
+    model, _, background = fitted()
+    labels = background.obs["cell_type"].astype(str)
+    concept = Concept.of_cells("type0", labels == "type0")
+    assert known.false_positive_rate(model, background, concept, n=60) <= 0.10
+
+
+def test_concepts_are_probed_where_the_cells_have_no_other_name():
+    model, _, background = fitted()
+    table = known.concept_study(model, background, background.obs["cell_type"], 10)
+    assert table["false positives"].between(0, 1).all()
+    assert table.filter(like="q of").notna().all(axis=None)
 
 
 def test_recovery_of_the_truth_itself_is_perfect():
