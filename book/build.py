@@ -7,6 +7,7 @@ internal link of the built pages.
 
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -148,7 +149,7 @@ def broken_links(html: Path) -> list[str]:
 
 def made_from() -> str:
     """Give the hash of everything that the built pages depend on."""
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(os.environ.get("SCMOE_REPOSITORY", "").encode())
     files = [*ROOT.glob("_*.yml"), *ROOT.glob("constraints.txt"), *ROOT.rglob("scmoe/**/*.py")]
     files += [*BOOK.glob("*.*"), *BOOK.glob("_[!b]*/*.*"), *BOOK.glob("runs/quick/*.ipynb")]
     files += BOOK.glob("runs/quick/*/metrics.json")

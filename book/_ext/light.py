@@ -19,7 +19,7 @@ SCRIPT = Path(
 UNUSED = r"fontawesome|thebe|kernelName"
 ICON = r'[{{,]"?{name}"?:\[(\d+),(\d+),\[[^\]]*\],"\w+","([^"]+)"'
 ALIAS = r'[{{,]"?([\w-]+)"?:\[\d+,\d+,\[[^\]]*"{name}"'
-STYLE = """i[class*="fa-"]::before {
+STYLE = """:is(i, span)[class*="fa-"]::before {
   content: ""; display: inline-block; width: 1em; height: 1em; background: currentColor;
   mask: var(--icon) center / contain no-repeat; vertical-align: -.125em;
 }
@@ -49,7 +49,7 @@ def lighten(page: BeautifulSoup, folder: Path) -> set[str]:
         box = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg)
         image["width"], image["height"] = (round(float(side) * 96 / 72) for side in box.groups())
         image["loading"] = "lazy"
-    used = {name for icon in page.select('i[class*="fa-"]') for name in icon["class"]}
+    used = {name for icon in page.select(':is(i, span)[class*="fa-"]') for name in icon["class"]}
     return {name.removeprefix("fa-") for name in used if name.startswith("fa-")}
 
 
