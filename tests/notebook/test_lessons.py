@@ -1,4 +1,4 @@
-"""Lessons: an exercise is its solution without the body, which is folded; a quiz needs no kernel."""
+"""Lessons: an exercise is its solution without the body, folded; a quiz needs no kernel."""
 
 import ast
 import copy
