@@ -7,11 +7,11 @@ meaning alone: panels, markers or words repeat it.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 
 import numpy as np
 from matplotlib.colors import LinearSegmentedColormap, to_hex, to_rgb
+from natsort import natsorted
 
 INK, FAINT = "#222222", "#9a9a9a"
 MODALITIES = {
@@ -53,11 +53,7 @@ def title_of(modality: str) -> str:
 
 def in_order(names: Iterable[str]) -> list[str]:
     """Sort names as people do: numbers by value ("Sst-MET-2" before "Sst-MET-10")."""
-    return sorted(
-        set(map(str, names)),
-        key=lambda name: [(part.isdigit(), int(part) if part.isdigit() else 0, part)
-                          for part in re.split(r"(\d+)", name)],
-    )  # fmt: skip
+    return natsorted(sorted(set(map(str, names))))
 
 
 def group_colours(groups: Iterable[str]) -> dict[str, str]:
