@@ -18,6 +18,7 @@ import pandas as pd
 import yaml
 from bs4 import BeautifulSoup
 
+import scmoe
 from scmoe.keep import write_json
 
 BOOK = Path(__file__).resolve().parent
@@ -72,14 +73,8 @@ def missing_pages(pages: list[str], source: Path) -> list[str]:
 
 def read_records(folder: Path, runs: list[str]) -> pd.DataFrame:
     """Read the scores of the runs below ``folder`` that are named for their data set."""
-    files = {run: folder / run / "metrics.json" for run in runs}
-    rows = [
-        row
-        for run, file in files.items()
-        for row in json.loads(file.read_text())["records"]
-        if row["dataset"] == run
-    ]
-    return pd.DataFrame(rows)
+    records = scmoe.read_records(folder / run / "metrics.json" for run in runs)
+    return records[records["dataset"] == [Path(file).parent.name for file in records["run"]]]
 
 
 def summary(records: pd.DataFrame) -> str:
