@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 
 import numpy as np
 import pandas as pd
@@ -224,6 +225,9 @@ OLD = {
     "stamp binary": lambda out: (out / "made_from.json").write_bytes(b"\xff\x00"),
     "stamp a folder": lambda out: (
         (out / "made_from.json").unlink(), (out / "made_from.json").mkdir()
+    ),
+    "stamp a pipe": lambda out: (
+        (out / "made_from.json").unlink(), os.mkfifo(out / "made_from.json")
     ),
     "no seconds": lambda out: (out / "made_from.json").write_text(
         json.dumps({"made_from": json.loads((out / "made_from.json").read_text())["made_from"]})
