@@ -186,22 +186,12 @@ class ScMoE(Part):
             if part is not self:
                 fusion[name] = [[list(s), list(map(float, w))] for s, w in part.fusion_.items()]
         note = dict(
-            format=FORMAT,
-            task=self.task,
-            seed=self.seed,
-            config=self.config.to_dict(),
-            groups=self.groups_,
-            modalities=self.modalities_,
-            label_key=self.label_key_,
-            info=self.info_,
-            rare=rare,
-            weights=self.weights_.to_dict("records"),
-            transform=transform,
-            components=components,
-            fusion=fusion,
-            experts=experts,
+            format=FORMAT, task=self.task, seed=self.seed, config=self.config.to_dict(),
+            groups=self.groups_, modalities=self.modalities_, label_key=self.label_key_,
+            info=self.info_, rare=rare, weights=self.weights_.to_dict("records"),
+            transform=transform, components=components, fusion=fusion, experts=experts,
             linear=linear,
-        )
+        )  # fmt: skip
         note["tensors"] = digest({k: v.numpy() for k, v in tensors.items()})
         note["sha256"] = digest(json.dumps(note))
         with replaced(path) as new:

@@ -116,13 +116,9 @@ class Run:
                 self.split = data.load_simulated(self.fold, self.seed, self.modalities, **other)
                 return self.split
             self.split = data.load(
-                self.dataset,
-                fold=self.fold,
-                seed=self.seed,
-                root=self.data_root,
-                modalities=self.modalities,
-                allow_standin=self.allow_standin,
-            )
+                self.dataset, fold=self.fold, seed=self.seed, root=self.data_root,
+                modalities=self.modalities, allow_standin=self.allow_standin,
+            )  # fmt: skip
         return self.split
 
     def config(self) -> Config:

@@ -83,9 +83,8 @@ def screen(path: Path) -> None:
 def _expect_plain(path: Path, file: Path) -> None:
     mode = file.stat().st_mode if file == path else file.lstat().st_mode
     if not stat.S_ISREG(mode):
-        kind = (
-            "folder" if stat.S_ISDIR(mode) else "link" if stat.S_ISLNK(mode) else "device or pipe"
-        )
+        kinds = {stat.S_IFDIR: "folder", stat.S_IFLNK: "link"}
+        kind = kinds.get(stat.S_IFMT(mode), "device or pipe")
         raise DataError(f"cannot read {path}: {file} is a {kind}, not a plain file")
 
 
