@@ -19,7 +19,8 @@ SCRIPT = Path(
 UNUSED = r"fontawesome|thebe|kernelName"
 ICON = r'[{{,]"?{name}"?:\[(\d+),(\d+),\[[^\]]*\],"\w+","([^"]+)"'
 ALIAS = r'[{{,]"?([\w-]+)"?:\[\d+,\d+,\[[^\]]*"{name}"'
-STYLE = """:is(i, span)[class*="fa-"]::before {
+STYLE = """:is(i, span)[class*="fa-"] { font-family: inherit; }
+:is(i, span)[class*="fa-"]::before {
   content: ""; display: inline-block; width: 1em; height: 1em; background: currentColor;
   mask: var(--icon) center / contain no-repeat; vertical-align: -.125em;
 }
