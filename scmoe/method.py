@@ -85,18 +85,18 @@ class Method:
         }
 
     def _training_cells(self, split: Split) -> tuple[dict, dict, np.ndarray]:
-        """Scaled training and validation cells, as :meth:`_matrices` gives them, and their labels.
-
-        Labels are positions in `split.groups`, shape `(n_cells,)`; -1 where there are none.
-        """
+        """Scaled training and validation cells (see :meth:`_matrices`), and their labels."""
         parts = [self._matrices(part, self.modalities_) for part in (split.train, split.val)]
         matrices = {m: stack([x[m] for x, _ in parts]) for m in self.modalities_}
         present = {m: np.concatenate([has[m] for _, has in parts]) for m in self.modalities_}
-        labels = np.full(split.train.n_obs + split.val.n_obs, -1)
-        if split.label_key is not None:
-            names = [part.obs[split.label_key].astype(str) for part in (split.train, split.val)]
-            labels = pd.Index(map(str, split.groups)).get_indexer(np.concatenate(names))
-        return matrices, present, labels
+        return matrices, present, self._labels(split)
+
+    def _labels(self, split: Split) -> np.ndarray:
+        """Groups of training and validation cells as positions in `split.groups`; -1: none."""
+        if split.label_key is None:
+            return np.full(split.train.n_obs + split.val.n_obs, -1)
+        names = [part.obs[split.label_key].astype(str) for part in (split.train, split.val)]
+        return pd.Index(map(str, split.groups)).get_indexer(np.concatenate(names))
 
     def transform(self, mdata: MuData) -> MuData:
         """Cells as the method sees them: filtered, scaled, features named."""

@@ -76,6 +76,7 @@ class ScMoE(Part):
         if self.linear is None:
             self.weights_ = self._tidy({task: 1.0 for task in [None, *self.pairs]})
             return None
+        known = known.few()
         self.experts._finish(known, ours)
         self.linear._share(self.experts)
         other = self.linear._fit(known, device, progress, None)

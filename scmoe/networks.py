@@ -118,10 +118,13 @@ class Experts(Part):
             checkpoint=checkpoint,
             fingerprint=_fingerprint(self.config, self.task, x, known, names),
         )
+        few = known.few()
+        if few is not known:
+            cells = Cells(self._read(few.scores), few.present, few.labels, device)
         fused = self._run(lambda b: self._fused(b.x, b.present), cells)
         axes = PCA(min(self.config.model.d, *fused.shape), random_state=self.seed_).fit(fused)
         self.latent_ = axes.mean_.astype("f4"), np.ascontiguousarray(axes.components_, "f4")
-        return None if self.published else self._out_of_fold(cells, known)
+        return None if self.published else self._out_of_fold(cells, few)
 
     def _out_of_fold(self, cells: Cells, known: Known) -> OutOfFold:
         """What each member says of the cells that it held out; 0 where none did."""

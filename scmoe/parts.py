@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations, permutations
 
 import numpy as np
@@ -15,12 +15,14 @@ from sklearn.metrics import confusion_matrix
 
 from scmoe.clusters import find_clusters
 from scmoe.data import DataError, Split
-from scmoe.method import MAX_TOLD, Components, Translator, inner_folds
+from scmoe.method import MAX_TOLD, Components, Translator, inner_folds, stack
 
 SHIFTS = (0.5, 0.25, 0.75, 0.0, 1.0)  # shares of a group's log frequency that may be taken off
 PRIOR_CELLS = 5.0  # how many cells speak for equal weights of all sources, or of all views
 CLUSTERED = 20  # leading components that clusters are looked for in
 MAX_SUBSETS = 4  # modalities of which every subset has weights of its own
+
+SAMPLE = 16_384  # beyond so many cells all but the transform and the network learns from a sample
 
 Subset = tuple[int, ...]  # positions of modalities, increasing
 
@@ -38,6 +40,7 @@ class Known:
     held_out : ``(N,)`` bool, whether something was trained that did not learn from a cell.
     watch : of a device, gives what scores the network after each epoch (``paper`` protocol only).
     watched : values and labels of the cells that it scores.
+    sample : the rows, increasing, that all but the network learns from; None: every one.
     """
 
     scores: dict[str, np.ndarray]
@@ -48,6 +51,16 @@ class Known:
     held_out: np.ndarray
     watch: Callable | None = None
     watched: list = field(default_factory=list)
+    sample: np.ndarray | None = None
+
+    def few(self) -> Known:
+        """The cells of the sample; itself where there is none."""
+        if self.sample is None:
+            return self
+        scores = {m: z[self.sample] for m, z in self.scores.items()}
+        names = ("present", "labels", "fold", "held_out")
+        rest = {name: getattr(self, name)[self.sample] for name in names}
+        return replace(self, scores=scores, sample=None, **rest)
 
     @property
     def n_folds(self) -> int:
@@ -102,18 +115,27 @@ class Part(Translator):
         """
         known = self._prepare(split)
         if (held_out := self._fit(known, device, progress, checkpoint)) is not None:
-            self._finish(known, held_out)
+            self._finish(known.few(), held_out)
         return self
 
     def _prepare(self, split: Split) -> Known:
         """Fit transform and components, and give the cells in terms of these."""
         self._start(split)
-        matrices, present, labels = self._training_cells(split)
-        has = np.stack([present[m] for m in self.modalities_], 1)
+        labels, n_train, sample, some = self._labels(split), split.train.n_obs, None, split
+        if len(labels) > SAMPLE:
+            sample = np.random.default_rng(self.seed_).permutation(len(labels))[:SAMPLE]
+            sample = np.sort(sample)
+            first, then = sample[sample < n_train], sample[sample >= n_train] - n_train
+            some = replace(split, train=split.train[first].copy(), val=split.val[then].copy())
+        matrices, present, _ = self._training_cells(some)
         self.components_ = {
             m: Components.fit(x[present[m]], seed=self.seed_) for m, x in matrices.items()
         }
-        scores = self._components_of(matrices, present)
+        if sample is None:
+            has = np.stack([present[m] for m in self.modalities_], 1)
+            scores = self._components_of(matrices, present)
+        else:
+            scores, has = _joined([self._scores(part) for part in (split.train, split.val)])
         fold, n_groups = np.empty(len(labels), int), len(self.groups_)
         supervised = self.task == "supervised"
         known_labels = labels if supervised else None
@@ -128,7 +150,8 @@ class Part(Translator):
         self.rare_ = np.zeros(n_groups)
         if supervised:
             self.rare_[count > 0] = -np.log(count[count > 0] / count.sum())
-        return Known(scores, has, labels, n_groups, fold, fold < self.n_held_out)
+        held_out = fold < self.n_held_out
+        return Known(scores, has, labels, n_groups, fold, held_out, sample=sample)
 
     def _share(self, other: Part) -> None:
         """Take over what :meth:`_prepare` found from another part."""
@@ -260,12 +283,18 @@ class Part(Translator):
         return nnls(root.T, np.linalg.solve(root, self.cross_[t][rows] + prior / len(rows)))[0]
 
     def _scores(self, mdata: MuData, modalities: list[str] | None = None):
-        """Components of new cells by modality, ``(n_cells, p)``, and which they have ``(n, M)``."""
+        """Components of new cells by modality, ``(n_cells, p)``, and which they have ``(n, M)``.
+
+        Of many cells, so many at a time that their features are never held all at once.
+        """
         wanted = modalities or self._available(mdata)
         if missing := [m for m in wanted if m not in mdata.mod]:
             raise DataError(
                 f"modality {missing[0]!r} is not in this MuData (it has {', '.join(mdata.mod)})."
             )
+        if mdata.n_obs > SAMPLE:
+            starts = range(0, mdata.n_obs, SAMPLE)
+            return _joined([self._scores(mdata[i : i + SAMPLE].copy(), wanted) for i in starts])
         matrices, has = self._matrices(mdata, wanted)
         present = np.zeros((mdata.n_obs, len(self.modalities_)), bool)
         for m in wanted:
@@ -280,6 +309,12 @@ class Part(Translator):
     def pairs(self) -> list[tuple[str, str]]:
         """Ordered pairs (target, source)."""
         return list(permutations(self.modalities_, 2))
+
+
+def _joined(parts: list[tuple[dict, np.ndarray]]) -> tuple[dict, np.ndarray]:
+    """Scores and presence of cells that were looked at in parts."""
+    scores = {m: stack([each[m] for each, _ in parts]) for m in parts[0][0]}
+    return scores, np.concatenate([present for _, present in parts])
 
 
 def _group_scores(truth: np.ndarray, named: np.ndarray) -> float:

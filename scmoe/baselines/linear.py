@@ -59,6 +59,7 @@ class Linear(Part):
         self.task = task
 
     def _fit(self, known: Known, device, progress, checkpoint) -> OutOfFold:
+        known = known.few()
         # with few cells, a second thread takes longer to start than to be useful
         with threadpool_limits(1 if len(known.fold) < THREADED_CELLS else None):
             return self._fit_all(known)
