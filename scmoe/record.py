@@ -290,19 +290,16 @@ def read_records(paths: str | Path | Iterable[str | Path]) -> pd.DataFrame:
     One row per score: the columns `scmoe.metrics.COLUMNS` and `run`, the path of its file.
     """
     paths = [paths] if isinstance(paths, str | Path) else paths
-    tables = []
+    found = []
     for path in map(Path, paths):
         if not path.exists():
             raise FileNotFoundError(f"no records at {path}: nothing has run there yet")
         for file in sorted(path.rglob("metrics.json")) if path.is_dir() else [path]:
             try:
-                rows = read_json(file)["records"]
-                tables.append(pd.DataFrame(rows, columns=COLUMNS).assign(run=str(file)))
+                found += [row | {"run": str(file)} for row in read_json(file)["records"]]
             except DAMAGED as error:
                 raise ValueError(f"{file} is damaged ({error}): run its notebook again") from error
-    if not tables:
-        return pd.DataFrame(columns=[*COLUMNS, "run"])
-    return pd.concat(tables, ignore_index=True)
+    return pd.DataFrame(found, columns=[*COLUMNS, "run"])
 
 
 def source_hash(names: Sequence[str] = tuple(TRAINS)) -> str:

@@ -77,6 +77,13 @@ def visit(browser):
         context.close()
 
 
+def test_no_page_shows_a_warning_or_where_it_was_built(browser):
+    for page in HTML.rglob("*.html"):
+        text = page.read_text()
+        assert str(BOOK.parent) not in text, page
+        assert not re.search(r"\b\w*Warning: ", text), page
+
+
 @pytest.mark.parametrize("width", WIDTHS.values(), ids=WIDTHS)
 @pytest.mark.parametrize("name", PAGES)
 def test_page_is_whole_without_a_network_and_fits_its_window(visit, name, width):
