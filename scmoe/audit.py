@@ -7,7 +7,7 @@ import html
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import permutations
 from pathlib import Path
 
@@ -21,9 +21,11 @@ from sklearn.preprocessing import StandardScaler
 
 from scmoe import baselines
 from scmoe.data import Split
-from scmoe.data.blocks import matrix
+from scmoe.data.blocks import matrix, row_blocks, values
 from scmoe.data.cells import keep, make_mudata, quiet
 from scmoe.data.check import expect, expect_known, expect_seed
+from scmoe.data.steps import apply, moments, totals
+from scmoe.keep import digest
 from scmoe.metrics import expected_calibration_error
 
 COLUMNS = ["question", "check", "value", "low", "high", "verdict", "note"]
@@ -181,9 +183,8 @@ class _Subject:
         return told["group"].to_numpy().astype(str), table if table.shape[1] else None
 
     def translate(self, mdata: MuData, target: str, source: str) -> np.ndarray:
-        values = self.carries(mdata, target=target, source=source)
-        values = values.toarray() if sparse.issparse(values) else values
-        return np.asarray(values, float)
+        told = self.carries(mdata, target=target, source=source)
+        return np.asarray(told.toarray() if sparse.issparse(told) else told, float)
 
 
 @dataclass
@@ -226,27 +227,36 @@ class _Case:
         """What it says of the test cells as they are."""
         return self.answers(self.subject, self.test)
 
-    def scaled(self, values, target: str) -> np.ndarray:
-        """Values that features of any unit can be compared in: by the training cells' spread."""
-        train = _logged(_dense(self.split.train[target]))
-        spread = train.std(0)
-        return _logged(values) / np.where(spread > 0, spread, np.inf)
+    @cached_property
+    def scales(self) -> dict[str, tuple[bool, np.ndarray, np.ndarray]]:
+        """By modality: is it compared on a log scale, and its training mean and spread there."""
+        found = {}
+        for name, adata in self.split.train.mod.items():
+            logs = all(not (values(block) < 0).any() for block in _blocks(adata))
+            blocks = (apply(np.log1p, b) if logs else b for b in _blocks(adata))
+            mean, spread, _ = moments(blocks, adata.n_vars)
+            found[name] = logs, mean, np.where(spread > 0, spread, np.inf)
+        return found
+
+    def scaled(self, X: np.ndarray, target: str) -> np.ndarray:
+        """Values in units of the training cells' spread about their mean; the mean where NaN."""
+        logs, mean, spread = self.scales[target]
+        return np.nan_to_num(((np.log1p(np.maximum(X, 0)) if logs else X) - mean) / spread)
 
     def residuals(self, subject: _Subject) -> tuple[np.ndarray, np.ndarray]:
-        """Squared errors and squared deviations of each test cell, both `(n_cells, n_pairs)`."""
-        errors, totals = [], []
-        for target, source in self.pairs:
+        """Squared errors and squared deviations of each test cell, both `(n_cells, n_pairs)`.
+
+        What is not answered counts as the training mean, what was not measured as nothing.
+        """
+        errors, deviations = np.zeros((2, self.test.n_obs, len(self.pairs)))
+        for k, (target, source) in enumerate(self.pairs):
             rows = self.test.obs_names.get_indexer(self.test[target].obs_names)
-            error, total = np.zeros((2, self.test.n_obs))
-            truth = self.scaled(_dense(self.test[target]), target)
+            measured = _dense(self.test[target])
             told = self.scaled(subject.translate(self.test, target, source)[rows], target)
-            known = ~np.isnan(told).any(1)
-            middle = self.scaled(_dense(self.split.train[target]), target).mean(0)
-            error[rows[known]] = np.square(truth - told)[known].sum(1)
-            total[rows[known]] = np.square(truth - middle)[known].sum(1)
-            errors.append(error)
-            totals.append(total)
-        return np.transpose(errors), np.transpose(totals)
+            truth, known = self.scaled(measured, target), ~np.isnan(measured)
+            errors[rows, k] = np.square(known * (truth - told)).sum(1)
+            deviations[rows, k] = np.square(truth).sum(1)
+        return errors, deviations
 
     def interval(self, statistic: Callable[[np.ndarray], float]) -> tuple[float, float, float]:
         """A statistic of weighted test cells, and its 95 % bootstrap interval."""
@@ -351,7 +361,8 @@ def _shortcuts(case: _Case, batch_key: str | None) -> Iterator[dict]:
         return
     ours = case.subject.predict(case.test)[0] == case.truth
     train, labels = case.split.train, case.split.train.obs[case.split.label_key].astype(str)
-    found = {"library size": _sizes}
+    amounts = [name for name, (logs, *_) in case.scales.items() if logs]
+    found = {"library size": partial(_sizes, modalities=amounts)} if amounts else {}
     if "spatial" in train.obsm:
         found["coordinates"] = lambda cells: np.asarray(cells.obsm["spatial"], float)
     if batch_key is not None:
@@ -360,10 +371,8 @@ def _shortcuts(case: _Case, batch_key: str | None) -> Iterator[dict]:
             cells.obs[batch_key].astype(str).to_numpy()[:, None] == levels
         ).astype(float)
     for name, values_of in found.items():
-        if not (values := values_of(train)).shape[1]:
-            continue
         near = KNeighborsClassifier(min(15, train.n_obs))
-        rule = make_pipeline(StandardScaler(), near).fit(values, labels)
+        rule = make_pipeline(StandardScaler(), near).fit(values_of(train), labels)
         theirs = rule.predict(values_of(case.test)) == case.truth
         yield _ahead(case, SHORTCUT, f"accuracy less that of {name} alone", ours, theirs)
 
@@ -380,7 +389,7 @@ def _simple(case: _Case, rivals: Sequence) -> Iterator[dict]:
             yield _ahead(case, SIMPLE, f"accuracy less that of {best}", ours, scores[best])
     if case.pairs:
         error, total = case.residuals(case.subject)
-        theirs = {n: r2 for n, r in named if r.carries for r2 in [case.residuals(r)[0]]}
+        theirs = {name: case.residuals(rival)[0] for name, rival in named if rival.carries}
         if theirs:
             best = min(theirs, key=lambda name: (theirs[name].sum(0) / total.sum(0)).mean())
 
@@ -463,40 +472,39 @@ def _dense(adata) -> np.ndarray:
     return np.asarray(X.toarray() if sparse.issparse(X) else X, float)
 
 
-def _logged(values: np.ndarray) -> np.ndarray:
-    return values if np.nanmin(values, initial=0) < 0 else np.log1p(values)
+def _blocks(adata) -> Iterator:
+    """Cells of a modality, a block at a time: dense or CSR, float64."""
+    return (block.astype(np.float64) for _, block in row_blocks(matrix(adata)))
 
 
-def _sizes(mdata: MuData) -> np.ndarray:
-    """Logarithm of each cell's total of every modality without negative values."""
-    found = []
-    for adata in mdata.mod.values():
-        total = np.zeros(mdata.n_obs)
-        values = _dense(adata)
-        total[mdata.obs_names.get_indexer(adata.obs_names)] = np.nansum(values, 1)
-        if np.nanmin(values, initial=0) >= 0:
-            found.append(np.log1p(total))
-    return np.transpose(found) if found else np.empty((mdata.n_obs, 0))
+def _sizes(mdata: MuData, modalities: list[str]) -> np.ndarray:
+    """Logarithm of each cell's total of these modalities, `(n_cells, n_modalities)`."""
+    found = np.zeros((mdata.n_obs, len(modalities)))
+    for k, name in enumerate(modalities):
+        rows = mdata.obs_names.get_indexer(mdata[name].obs_names)
+        found[rows, k] = np.concatenate([totals(block) for block in _blocks(mdata[name])])
+    return np.log1p(np.maximum(np.nan_to_num(found), 0))
 
 
-def _prints(mdata: MuData) -> list[bytes]:
-    """Values of each cell, all modalities together."""
-    marks = [b""] * mdata.n_obs
-    for adata in mdata.mod.values():
-        rows = mdata.obs_names.get_indexer(adata.obs_names)
-        for row, values in zip(rows, _dense(adata).astype(np.float32), strict=True):
-            marks[row] += values.tobytes()
+def _prints(mdata: MuData) -> list[str]:
+    """What tells each cell's values, all modalities together, from other ones."""
+    marks = [""] * mdata.n_obs
+    for name, adata in mdata.mod.items():
+        rows = iter(mdata.obs_names.get_indexer(adata.obs_names))
+        for block in _blocks(adata):
+            for cell in range(block.shape[0]):
+                marks[next(rows)] += digest(name, block[cell])
     return marks
 
 
-def _edited(mdata: MuData, values: dict | None = None, names: pd.Index | None = None) -> MuData:
+def _edited(mdata: MuData, new: dict | None = None, names: pd.Index | None = None) -> MuData:
     """The cells with other values of some modalities `(n_cells of it, n_features)`, or renamed."""
     mod, names = {}, mdata.obs_names if names is None else names
     for name, adata in mdata.mod.items():
         rows, mod[name] = mdata.obs_names.get_indexer(adata.obs_names), adata.copy()
         mod[name].obs_names = names[rows]
-        if values and name in values:
-            X = values[name]
+        if new and name in new:
+            X = new[name]
             mod[name].X = sparse.csr_matrix(X) if sparse.issparse(matrix(adata)) else X
     edited = make_mudata(mod, mdata.obs.set_axis(names))
     for key in set(mdata.obsm) - set(mdata.mod):

@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.sparse as sp
 from sklearn.linear_model import LogisticRegression, Ridge
 
 import scmoe
@@ -219,3 +220,31 @@ def test_the_report_is_a_page_with_names_as_text(split, tmp_path):
     assert text.count("\n| ") == len(table) + 2
     with pytest.raises(scmoe.data.DataError, match="path"):
         scmoe.write_report(table, tmp_path / "audit.pdf")
+
+
+def test_a_translation_that_is_not_given_counts_as_the_mean_and_favours_nobody(split):
+    class Silent(Toy):
+        method = "silent"
+
+        def translate(self, mdata, target, source):
+            told = super().translate(mdata, target, source)
+            told[::2] = np.nan
+            return told
+
+    table = scmoe.audit(Silent(), split, rivals=[Toy()]).set_index("check")
+    assert table.loc["mean R² less that of toy", "verdict"] == "fails"
+    same = scmoe.audit(Toy(), split, rivals=[Toy()]).set_index("check")
+    assert same.loc["mean R² less that of toy", "value"] == 0
+
+
+def test_sparse_cells_get_the_same_table(split):
+    thin = copy.copy(split)
+    for part in ("train", "val", "test"):
+        cells = getattr(split, part).copy()
+        for name in cells.mod:
+            cells[name].X = sp.csr_matrix(cells[name].X)
+        setattr(thin, part, cells)
+    dense, sparse = (table_of(Toy(), each) for each in (split, thin))
+    kept = [question for question, _ in dense.index if question != "What does it cost?"]
+    columns = ["value", "low", "high", "verdict"]
+    pd.testing.assert_frame_equal(dense.loc[kept, columns], sparse.loc[kept, columns])
