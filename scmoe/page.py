@@ -147,10 +147,10 @@ def linked(
         Of the words in a column: `{"region": {"heart": "#882255"}}`. Numbers are on a scale.
     """
     data = {"places": places, "colours": colours, **_packed(cells)}
-    words = html.escape(caption)
     return HTML(
-        f'<div class="scmoe-linked">{_script(data)}<p>{words}: a figure to point at, which needs '
-        f"JavaScript and the book's pages.</p></div>"
+        f'<div class="scmoe-linked">{_script(data)}<p>{html.escape(caption)}</p>'
+        '<p class="scmoe-unscripted">A figure to point at: it needs the book\'s pages and '
+        "JavaScript.</p></div>"
     )
 
 

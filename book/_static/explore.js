@@ -1,5 +1,8 @@
-// Tables with choices: choose, sort, search, download. The data stand in the page, as JSON beside
-// a plain table of the first choice; that table stays where no script runs.
+// What readers play with. Data stand in the page, as JSON beside what is shown where no script runs:
+// a plain table of the first choice, or a sentence.
+//
+// Tables with choices: choose, sort, search, download. Two maps of the same cells: point at one, see
+// it in the other and read what is known of it; arrow keys go from cell to cell.
 (() => {
   const make = (tag, into, text = "", attributes = {}) => {
     const element = document.createElement(tag);
@@ -8,8 +11,27 @@
     into?.append(element);
     return element;
   };
-  const number = (value) =>
-    value === null ? "–" : value.toFixed(Number.isInteger(value) ? 0 : 3).replace("-", "−");
+  const svg = (tag, into, attributes = {}) => {
+    const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
+    for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+    into.append(element);
+    return element;
+  };
+  const RAMP = ["#440154", "#3b528b", "#21918c", "#5ec962", "#fde725"]; // viridis
+  const number = (value, digits) => {
+    if (typeof value === "string") return value;
+    if (value === null) return "–";
+    return value.toFixed(Number.isInteger(value) ? 0 : digits).replace("-", "−");
+  };
+
+  function unpacked(box) {
+    const data = JSON.parse(box.querySelector("script").textContent);
+    data.names.forEach((name, k) => {
+      const words = data.words[name];
+      if (words) for (const row of data.rows) row[k] = words[row[k]];
+    });
+    return data;
+  }
 
   function control(choice, options, chosen, changed, into) {
     const label = make("label", into, `${choice.name} `);
@@ -29,11 +51,9 @@
   }
 
   function explore(box) {
-    const data = JSON.parse(box.querySelector("script").textContent);
+    const data = unpacked(box);
     const { choices, label, columns } = data;
     const at = (name) => data.names.indexOf(name);
-    for (const [name, words] of Object.entries(data.words))
-      for (const row of data.rows) row[at(name)] = words[row[at(name)]];
     const [value, low, high] = ["value", "low", "high"].map(at);
     const chosen = choices.map((choice) => data.rows[0][at(choice.name)]);
     let sorted = value, down = true, words = [];
@@ -99,7 +119,7 @@
         }
         for (const name of columns) {
           const cell = row[at(name)];
-          make("td", line, typeof cell === "string" ? cell : number(cell));
+          make("td", line, number(cell, 3));
         }
       }
       status.textContent = `${chosen.join(" · ")}: ${kept.length} of ${rows.length}`;
@@ -125,17 +145,102 @@
       body(rows);
     }
     draw();
-    box.dataset.ready = "yes";
   }
 
+  function linked(box) {
+    const data = unpacked(box);
+    const columns = Object.fromEntries(
+      data.names.map((name, k) => [name, data.rows.map((row) => row[k])]),
+    );
+    const shown = data.names.filter((name) => !Object.values(data.places).flat().includes(name));
+    box.querySelector(".scmoe-unscripted").remove();
+    const label = make("label", box, "colour by ");
+    const select = make("select", label);
+    shown.forEach((name) => make("option", select, name));
+    const maps = make("div", box);
+    maps.className = "scmoe-maps";
+    const key = make("p", box);
+    key.className = "scmoe-key";
+    const facts = make("dl", box);
+    facts.setAttribute("role", "status");
+    const panels = Object.entries(data.places).map(([title, axes]) => panel(title, axes));
+
+    function panel(title, axes) {
+      const [x, y] = axes.map((name) => {
+        const values = columns[name];
+        const [least, most] = [Math.min(...values), Math.max(...values)];
+        return values.map((value) => 3 + (94 * (value - least)) / (most - least || 1));
+      });
+      const figure = make("figure", maps);
+      const map = svg("svg", figure, { viewBox: "0 0 100 100", tabindex: 0, role: "img", "aria-label": `${title}; arrow keys go from cell to cell` });
+      make("figcaption", figure, title);
+      const dots = x.map((_, i) => svg("circle", map, { cx: x[i], cy: y[i], r: 1.1 }));
+      const order = x.map((_, i) => i).sort((a, b) => y[a] - y[b] || x[a] - x[b]);
+      const point = (event) => {
+        const at = new DOMPoint(event.clientX, event.clientY).matrixTransform(map.getScreenCTM().inverse());
+        let best = 0;
+        x.forEach((_, i) => {
+          if ((x[i] - at.x) ** 2 + (y[i] - at.y) ** 2 < (x[best] - at.x) ** 2 + (y[best] - at.y) ** 2) best = i;
+        });
+        choose(best);
+      };
+      map.addEventListener("pointermove", point);
+      map.addEventListener("pointerdown", point);
+      map.addEventListener("keydown", (event) => {
+        const step = { ArrowLeft: -1, ArrowUp: -1, ArrowRight: 1, ArrowDown: 1 }[event.key];
+        if (!step) return;
+        event.preventDefault();
+        choose(order[(order.indexOf(chosen) + step + order.length) % order.length]);
+      });
+      return dots;
+    }
+
+    let chosen = 0;
+    function choose(i) {
+      for (const dots of panels) {
+        dots[chosen].removeAttribute("class");
+        dots[i].setAttribute("class", "scmoe-chosen");
+        dots[i].parentNode.append(dots[i]); // on top
+      }
+      chosen = i;
+      facts.replaceChildren();
+      for (const name of shown) {
+        const pair = make("div", facts);
+        make("dt", pair, name);
+        make("dd", pair, number(columns[name][i], 2));
+      }
+    }
+
+    function paint() {
+      const name = select.value, values = columns[name], colours = data.colours[name];
+      const known = values.filter(Number.isFinite);
+      const [least, most] = [Math.min(...known), Math.max(...known)];
+      const colour = (value) =>
+        colours ? colours[value] : RAMP[Math.min(4, Math.floor((5 * (value - least)) / (most - least || 1)))];
+      for (const dots of panels) dots.forEach((dot, i) => dot.setAttribute("fill", colour(values[i]) ?? "#999"));
+      key.replaceChildren();
+      const entries = colours ? Object.entries(colours) : RAMP.map((hue, k) => [number(least + ((most - least) * k) / 4, 2), hue]);
+      for (const [text, hue] of entries) {
+        const entry = make("span", key, text);
+        entry.style.setProperty("--hue", hue);
+      }
+    }
+    select.addEventListener("change", paint);
+    paint();
+    choose(0);
+  }
+
+  const kinds = { "scmoe-explore": explore, "scmoe-linked": linked };
   document.addEventListener("DOMContentLoaded", () => {
     const reached = new IntersectionObserver((seen, watch) => {
       for (const { isIntersecting, target } of seen) {
         if (!isIntersecting) continue;
         watch.unobserve(target);
-        explore(target);
+        kinds[target.className](target);
+        target.dataset.ready = "yes";
       }
     }, { rootMargin: "200px" });
-    document.querySelectorAll(".scmoe-explore").forEach((box) => reached.observe(box));
+    for (const kind of Object.keys(kinds))
+      document.querySelectorAll(`.${kind}`).forEach((box) => reached.observe(box));
   });
 })();
