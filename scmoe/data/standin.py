@@ -207,14 +207,21 @@ def _patchseq_ephys(phenotype: np.ndarray, rng: np.random.Generator) -> np.ndarr
 
 
 def _patchseq_morph(phenotype: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Sizes and shares of a few neurites: redundant, of unequal scale, a few constant."""
+    """Sizes and shares of a few neurites: redundant, of unequal scale, some (nearly) constant.
+
+    Of the first 120 features every third is the difference of the two before it, as a width is.
+    """
     n, n_cells = 514, len(phenotype)
     shape = phenotype @ _loadings(phenotype.shape[1], 20, 0.7, 0.5, rng)
     shape = standardised(shape + rng.normal(0, 1.5, shape.shape))  # what all features follow from
     values = standardised(shape @ _loadings(20, n, 1.0, 0.2, rng))
     values += 0.5 * rng.normal(size=(n_cells, n))
     scale = np.exp(rng.normal(2, 2, n)) * (rng.random(n) > 0.02)
-    return (scale * (3 + values)).astype(np.float32)
+    features = scale * (3 + values)
+    low, high, width = (features[:, k:120:3] for k in range(3))
+    width[:] = high - low
+    features[:, 120:130] *= rng.random((n_cells, 10)) < 0.05  # what few neurons have
+    return features.astype(np.float32)
 
 
 # ---------------------------------------------------------------------------------- DBiT-seq

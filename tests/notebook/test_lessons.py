@@ -2,16 +2,16 @@
 
 import ast
 import copy
+import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
-BOOK = Path(__file__).parents[2] / "book"
-sys.path.insert(0, str(BOOK))
-exercises = pytest.importorskip("exercises")
-sys.path.remove(str(BOOK))
+FILE = Path(__file__).parents[2] / "book" / "exercises.py"
+spec = importlib.util.spec_from_file_location("exercises", FILE)
+exercises = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(exercises)
 
 
 @pytest.fixture(params=exercises.LESSONS, ids=lambda path: path.stem)

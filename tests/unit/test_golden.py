@@ -24,7 +24,7 @@ GOLDEN = {
     "dyngen": ("bdf108687b705537", "58d5e2613a87a539"),
     "dbitseq": ("dc9ff3e87bd25eec", "59bef75a9d21033f"),
     "dbitseq-niche": ("90889a7b10fe50a7", "23d955a9ba29aaad"),
-    "patchseq": ("f06fb8e2d2277439", "646349f636bf11d5"),
+    "patchseq": ("71683d7e3fa5e092", "87b2a48a1ed95267"),
     "atacseq": ("d7e0832f2c8ed5ea", "dae4e117db631b4b"),
     "cycle-hard": ("3ae899f7f9e9e7d2", "8abed1f4a28a2c94"),
     "own": ("f0bb18df2f924843", "eaa4884061c14e5f"),

@@ -89,6 +89,10 @@ def test_morphology_is_redundant_and_partly_constant(simulated):
     morph = simulated["patchseq"]["morph"]
     sd = morph.X.std(0)
     assert 9 <= (sd == 0).sum() <= 15 and sd.max() / np.median(sd) > 50
+    share_at_mode = np.array([np.unique(x, return_counts=True)[1].max() for x in morph.X.T]) / 448
+    assert ((share_at_mode > 0.9) & (sd > 0)).any()  # near-constant
+    low, high, width = (morph.X[:, k:120:3] for k in range(3))
+    np.testing.assert_allclose(width, high - low, rtol=1e-4, atol=1e-2)
     followed = PCA(20).fit(morph.X[:, sd > 0] / sd[sd > 0]).explained_variance_ratio_.sum()
     assert followed > 0.7  # of what 502 features vary
 
