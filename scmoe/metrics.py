@@ -27,8 +27,9 @@ CHUNK = 2048  # cells (or features, for ranks) held dense at a time
 def classification_metrics(truth, predicted, probabilities=None) -> dict[str, float]:
     """Score named groups; a cell whose group was never seen in training counts as an error.
 
-    Recall is averaged over the groups that occur in `truth`, F1 over those in either. With
-    probabilities `(n_cells, n_groups)`, calibration is scored too.
+    `truth` and `predicted` are groups `(n_cells,)`. Gives `accuracy`, `balanced_accuracy` (recall
+    averaged over the groups in `truth`), `macro_f1` (averaged over those in either), `ari`, `nmi`,
+    and, where there are `probabilities` `(n_cells, n_groups)`, `ece`.
     """
     truth, predicted = np.asarray(truth, str), np.asarray(predicted, str)
     present = np.unique(truth)
@@ -59,7 +60,7 @@ def expected_calibration_error(correct, confidence) -> float:
 
 
 def clustering_metrics(truth, clusters) -> dict[str, float]:
-    """Score clusters without names: `ari`, `nmi`, and `accuracy` after matching (see `matched`)."""
+    """Score clusters `(n_cells,)` without names: `ari`, `nmi`, `accuracy` (see `matched`)."""
     truth, clusters = np.asarray(truth, str), np.asarray(clusters, str)
     return {
         "accuracy": float((matched(truth, clusters) == truth).mean()),

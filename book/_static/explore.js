@@ -28,7 +28,7 @@
     const data = JSON.parse(box.querySelector("script").textContent);
     data.names.forEach((name, k) => {
       const words = data.words[name];
-      if (words) for (const row of data.rows) row[k] = words[row[k]];
+      if (words) for (const row of data.rows) row[k] = words[row[k]] ?? null;
     });
     return data;
   }

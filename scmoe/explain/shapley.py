@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import shap
 import torch
+from tqdm import tqdm
 
 
 def explain(answer, mdata, method, background, own, budget, seed) -> list[np.ndarray]:
@@ -14,7 +15,8 @@ def explain(answer, mdata, method, background, own, budget, seed) -> list[np.nda
     SHAP Deep is not among them: it has no rules for layer norm, attention and experts.
     """
     x = answer.inputs(mdata)
-    cells = ([values[i : i + 1] for values in x] for i in range(len(x[0])))
+    told = tqdm(range(len(x[0])), "explaining", unit="cell", leave=False, disable=None)
+    cells = ([values[i : i + 1] for values in x] for i in told)  # in a terminal, with a bar
     if method != "shap_gradient":
         return _by_questions(answer, cells, method, answer.means(background), own, budget, seed)
     if background is None:

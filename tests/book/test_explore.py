@@ -34,7 +34,7 @@ def shown():
 
 def maps():
     cells = pd.DataFrame({"x": [0, 1, 2], "y": [0, 0, 0], "u": [5, 4, 3], "v": [1, 1, 1],
-                          "group": ["a", HOSTILE, "a"], "gene": [0.25, 1, 2]})  # fmt: skip
+                          "group": ["a", HOSTILE, None], "gene": [0.25, 1, 2]})  # fmt: skip
     places = {"tissue": ("x", "y"), "latent": ("u", "v")}
     return page.linked(cells, places, {"group": {"a": "#112233", HOSTILE: "#445566"}}, "Cells").data
 
@@ -125,6 +125,11 @@ def test_a_cell_pointed_at_in_one_map_is_shown_in_the_other(browser_page):
     opened.keyboard.press("ArrowRight")
     assert latent.locator(".scmoe-chosen").get_attribute("cx") == "97"
     assert box.locator("dd").all_text_contents() == ["a", "0.25"]
+    opened.keyboard.press("ArrowLeft")
+    opened.keyboard.press("ArrowLeft")
+    assert box.locator("dd").all_text_contents() == ["–", "2"]  # of no known group
+    opened.keyboard.press("ArrowRight")
+    opened.keyboard.press("ArrowRight")
     assert tissue.locator(".scmoe-chosen").get_attribute("cx") == "3"
     box.locator("select").select_option("gene")
     assert tissue.locator(".scmoe-chosen").get_attribute("fill") == "#440154"
