@@ -3,11 +3,7 @@
 import argparse
 import sys
 
-import pooch
-
 from scmoe.data.catalog import DATASETS, list_datasets
-from scmoe.data.check import DataError
-from scmoe.data.download import FetchError
 from scmoe.data.fetch import fetch
 
 
@@ -21,21 +17,14 @@ def main(argv: list[str] | None = None) -> int:
     get = commands.add_parser("fetch", parents=[root], help="download data sets")
     get.add_argument("names", nargs="+", choices=DATASETS, metavar="NAME", help=", ".join(DATASETS))
     get.add_argument("--yes", action="store_true", help="download without asking")
-    get.add_argument(
-        "--source",
-        default="zenodo",
-        choices=["zenodo", "geo"],
-        help="geo: build atacseq from the original multiome file",
-    )
     args = parser.parse_args(argv)
     if args.command == "list":
         print(list_datasets(args.root).to_string(index=False))
         return 0
-    pooch.get_logger().setLevel("WARNING")  # the bars say what is downloaded
     try:
         for name in args.names:
-            fetch(name, args.root, yes=args.yes, source=args.source)
-    except (FetchError, DataError, OSError) as error:
+            fetch(name, args.root, yes=args.yes)
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -21,12 +21,12 @@ BMMC_BATCHES = (  # site and donor
 )  # fmt: skip
 
 MOP_FILES = "https://raw.githubusercontent.com/PeterZZQ/scMoMaT/dbd954d/data/real/MOp_5batches"
-MOP_CHECKSUMS = {  # sha256
-    "GxC1.npz": "44e48e6243954feafe0541f33b6b116093ca1ed4a25fc2f3ca146d89d1ab1bab",
-    "RxC1.npz": "59d6f46dc4e908194bfc859b7773bc666d96ab74d9386b0a8f92d6b29dfcacf7",
-    "genes.txt": "9d722d1d281f5ff152dc8a1fb257fec883b8aa28ea3f4f79783d0595dd8b4833",
-    "meta_c1.csv": "05ea13be8042f66ee51516ccf9fd28ca43972498a69748a9e89b5b1ca280b037",
-    "regions.txt": "d77319b1ad8a51af2c97ffa5d23d5458e95356b1926e9ae4e0ab821cc7e492a3",
+MOP_PINNED = {  # bytes, sha256
+    "GxC1.npz": (2501346, "44e48e6243954feafe0541f33b6b116093ca1ed4a25fc2f3ca146d89d1ab1bab"),
+    "RxC1.npz": (2245606, "59d6f46dc4e908194bfc859b7773bc666d96ab74d9386b0a8f92d6b29dfcacf7"),
+    "genes.txt": (10792, "9d722d1d281f5ff152dc8a1fb257fec883b8aa28ea3f4f79783d0595dd8b4833"),
+    "meta_c1.csv": (475343, "05ea13be8042f66ee51516ccf9fd28ca43972498a69748a9e89b5b1ca280b037"),
+    "regions.txt": (614999, "d77319b1ad8a51af2c97ffa5d23d5458e95356b1926e9ae4e0ab821cc7e492a3"),
 }
 MOP_BATCHES = tuple(f"09{letter}" for letter in "ABCDEFGHIJKL")
 
@@ -62,7 +62,7 @@ class Dataset:
     notes: tuple[str, ...] = field(default=())
     collection: str = COLLECTION  # the folder below the data root that holds `folder`
     address: str | None = None  # where files lie that are not on Zenodo
-    checksums: Mapping[str, str] = field(default_factory=dict)  # sha256, where they are known
+    pinned: Mapping[str, tuple] = field(default_factory=dict)  # size and sha256, where known
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -175,7 +175,7 @@ DATASETS: dict[str, Dataset] = {
             folder="MOp_SNAREseq2",
             collection="",
             address=MOP_FILES,
-            checksums=MOP_CHECKSUMS,
+            pinned=MOP_PINNED,
             files_by_modality={
                 "rna": ("GxC1.npz", "genes.txt", "meta_c1.csv"),
                 "atac": ("RxC1.npz", "regions.txt", "meta_c1.csv"),

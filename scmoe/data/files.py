@@ -20,7 +20,7 @@ from anndata import AnnData
 from scmoe.data.catalog import Dataset
 from scmoe.data.cells import Cells
 from scmoe.data.check import DataError, some
-from scmoe.data.manifest import is_from_zenodo
+from scmoe.data.fetch import is_from_zenodo
 from scmoe.data.screen import reading
 
 DYNGEN_KEYS = {"dna": "D", "pre_mrna": "p", "mrna": "m", "protein": "P"}  # inferred, not documented
@@ -93,7 +93,7 @@ def open_set(
         cells = _from_files(dataset, paths)
     found = checksums(distinct)
     source, notes = _compare_with_catalogue(dataset, cells, distinct)
-    pinned = {name: value[:16] for name, value in dataset.checksums.items()}
+    pinned = {name: value[:16] for name, (_, value) in dataset.pinned.items()}
     if source == "local" and pinned and found.items() <= pinned.items():
         source = "published"
     return Opened(cells, source, notes, found)

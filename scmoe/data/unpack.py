@@ -9,10 +9,9 @@ import time
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, NamedTuple
 
 from scmoe.data.download import FetchError
 
@@ -33,12 +32,11 @@ class UnsafeArchiveError(FetchError):
     """An archive with members that no data set needs: refused as a whole."""
 
 
-@dataclass
-class _Member:
+class _Member(NamedTuple):
     name: str
     size: int
     is_file: bool
-    is_link: bool
+    is_odd: bool  # a link, a device
     open: Callable[[], IO[bytes]]
 
 
@@ -48,17 +46,11 @@ def is_archive(name: str) -> bool:
 
 
 def unpack(archive: Path, choose: Callable[[list[str]], dict[str, Path]]) -> None:
-    """Unpack chosen members of a zip or tar archive.
+    """Unpack chosen members of a zip or tar archive, told apart by content.
 
-    Every member is looked at before any is written. Nothing is created but the files chosen:
-    no folder, permission, owner or link of the archive is reproduced.
-
-    Parameters
-    ----------
-    archive
-        The file; its format is told from its content.
-    choose
-        Given the names of all files in the archive, where to write which.
+    Every member is looked at before any is written. Nothing is created but the files chosen: no
+    folder, permission, owner or link of the archive is reproduced. `choose` is given the names of
+    all files in the archive, and says where to write which.
 
     Raises
     ------
@@ -68,45 +60,31 @@ def unpack(archive: Path, choose: Callable[[list[str]], dict[str, Path]]) -> Non
     FetchError
         Not an archive, or damaged.
     """
-    limits = _Limits(archive)
+    end = time.monotonic() + MAX_SECONDS
+    most = min(MAX_BYTES, MAX_RATIO * archive.stat().st_size + (1 << 20))
+    zipped = zipfile.is_zipfile(archive)
     try:
-        with _members(archive, limits) as members:
-            for member in members:
-                _refuse_unsafe(member, archive)
-            files = {member.name: member for member in members if member.is_file}
+        with zipfile.ZipFile(archive) if zipped else tarfile.open(archive, tarinfo=_Header) as file:
+            files, n_bytes = {}, 0
+            for count, member in enumerate(_members(file), 1):  # a bomb is noticed before its end
+                n_bytes += member.size
+                if count > MAX_MEMBERS or n_bytes > most or member.size < 0:
+                    raise UnsafeArchiveError(
+                        f"{archive.name} would unpack to {n_bytes:,} bytes in {count:,} members; "
+                        "refused"
+                    )
+                _refuse_unsafe(member, archive, end)
+                if member.is_file:
+                    files[member.name] = member
             if not files:
                 raise ValueError("it holds no files")
             for name, target in choose(list(files)).items():
-                _write(files[name], target, archive, limits)
-    except DAMAGED as error:
-        raise FetchError(f"{archive.name} is damaged or no archive: {error}") from error
-    except OSError as error:
-        if isinstance(error, FetchError) or error.errno not in (None, errno.EINVAL):
+                _write(files[name], target, archive, end)
+    except (*DAMAGED, OSError) as error:
+        passing = isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)
+        if isinstance(error, FetchError) or passing:
             raise  # a full disk, say, is not the archive's fault
         raise FetchError(f"{archive.name} is damaged or no archive: {error}") from error
-
-
-class _Limits:
-    """What an archive has used up of what it may: members, bytes and time."""
-
-    def __init__(self, archive: Path):
-        self.name, self.members, self.bytes = archive.name, 0, 0
-        self.most = min(MAX_BYTES, MAX_RATIO * archive.stat().st_size + (1 << 20))
-        self.end = time.monotonic() + MAX_SECONDS
-
-    def count(self, size: int) -> None:
-        self.members += 1
-        self.bytes += size
-        if self.members > MAX_MEMBERS or self.bytes > self.most or size < 0:
-            raise UnsafeArchiveError(
-                f"{self.name} would unpack to {self.bytes:,} bytes in {self.members:,} members; "
-                "refused"
-            )
-        self.check_time()
-
-    def check_time(self) -> None:
-        if time.monotonic() > self.end:
-            raise UnsafeArchiveError(f"{self.name} takes over {MAX_SECONDS:,} s to unpack; refused")
 
 
 class _Header(tarfile.TarInfo):
@@ -120,54 +98,36 @@ class _Header(tarfile.TarInfo):
         return header
 
 
-@contextmanager
-def _members(archive: Path, limits: _Limits) -> Iterator[list[_Member]]:
-    if zipfile.is_zipfile(archive):
-        with zipfile.ZipFile(archive) as file:
-            for i in file.infolist():
-                limits.count(i.file_size)
-            yield [
-                _Member(
-                    i.filename,
-                    i.file_size,
-                    not i.is_dir(),
-                    stat.S_IFMT(i.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR),
-                    lambda i=i: file.open(i),
-                )
-                for i in file.infolist()
-            ]
-    else:
-        with tarfile.open(archive, tarinfo=_Header) as file:
-            members = []
-            for i in file:  # one by one: a bomb is noticed before its end
-                limits.count(i.size)
-                is_link = not (i.isreg() or i.isdir())
-                open_ = lambda i=i: file.extractfile(i)  # noqa: E731
-                members.append(_Member(i.name, i.size, i.isreg(), is_link, open_))
-            yield members
+def _members(file: zipfile.ZipFile | tarfile.TarFile) -> Iterator[_Member]:
+    if isinstance(file, tarfile.TarFile):
+        for i in file:
+            odd = not (i.isreg() or i.isdir())
+            yield _Member(i.name, i.size, i.isreg(), odd, partial(file.extractfile, i))
+        return
+    for i in file.infolist():
+        odd = stat.S_IFMT(i.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR)
+        yield _Member(i.filename, i.file_size, not i.is_dir(), odd, partial(file.open, i))
 
 
-def _refuse_unsafe(member: _Member, archive: Path) -> None:
+def _refuse_unsafe(member: _Member, archive: Path, end: float) -> None:
     path = PurePosixPath(member.name.replace("\\", "/"))
-    if path.is_absolute() or ".." in path.parts or ":" in member.name or "\0" in member.name:
-        raise UnsafeArchiveError(
-            f"{archive.name} has a member outside its folder ({member.name!r}); refused"
-        )
-    if member.is_link:
-        raise UnsafeArchiveError(f"{archive.name} has a link or device ({member.name!r}); refused")
+    outside = path.is_absolute() or ".." in path.parts or ":" in member.name or "\0" in member.name
+    for holds, says in (
+        (outside, f"has a member outside its folder ({member.name!r})"),
+        (member.is_odd, f"has a link or device ({member.name!r})"),
+        (time.monotonic() > end, f"takes over {MAX_SECONDS:,} s to unpack"),
+    ):
+        if holds:
+            raise UnsafeArchiveError(f"{archive.name} {says}; refused")
 
 
-def _write(member: _Member, target: Path, archive: Path, limits: _Limits) -> None:
+def _write(member: _Member, target: Path, archive: Path, end: float) -> None:
     """Copy one member, trusting the size that was checked and not the one that arrives."""
     left = member.size
-    try:
-        source = member.open()
-    except RuntimeError as error:  # zipfile's word for encrypted
-        raise FetchError(f"{archive.name}: cannot read {member.name!r}: {error}") from error
-    with source, open(target, "xb") as out:
+    with member.open() as source, open(target, "xb") as out:
         while chunk := source.read(CHUNK):
             left -= len(chunk)
-            limits.check_time()
+            _refuse_unsafe(member, archive, end)
             if left < 0:
                 raise UnsafeArchiveError(
                     f"{archive.name}: {member.name!r} is larger than it says; refused"

@@ -35,7 +35,7 @@ from scmoe import page, plot
 from scmoe.checkpoint import Checkpoint
 from scmoe.data import DataError, Transform, read, split_mudata, write
 from scmoe.data.check import DataWarning
-from scmoe.data.manifest import read_manifest, write_manifest
+from scmoe.data.fetch import read_note, write_note
 from scmoe.data.screen import reading
 from scmoe.data.unpack import unpack
 from scmoe.keep import digest
@@ -144,7 +144,7 @@ PLACES = {
         "metrics.json", lambda folder: scmoe.read_records(folder)["value"].sum(), ValueError,
         "metrics.json is damaged .*run its notebook again", unseen=(*BITS, *NO_FILE),
     ),
-    "note of a download": Place("fetched.json", read_manifest, comes={}, unseen=BITS,
+    "note of a download": Place("fetched.json", read_note, comes={}, unseen=BITS,
                                 fine=("one byte short",)),
     "h5mu": Place("cells.h5mu", lambda folder: content(read(folder / "cells.h5mu")), DataError,
                   UNREADABLE, unseen=BITS, fine=("twice",)),
@@ -177,7 +177,7 @@ def made(tmp_path_factory):
         Checkpoint(folder, "this run").save(state, {})
     row = dict.fromkeys(COLUMNS, "a") | {"value": 0.5}
     (folder / "metrics.json").write_text(json.dumps({"records": [row]}))
-    write_manifest(folder, "zenodo", "10.5281/zenodo.1", {"a.h5ad": {"size": 3, "md5": "0"}})
+    write_note(folder, "zenodo", "10.5281/zenodo.1", {"a.h5ad": {"size": 3, "md5": "0"}})
     rna, _ = cite()
     write(both(), folder / "cells.h5mu")
     rna.write_h5ad(folder / "rna.h5ad")

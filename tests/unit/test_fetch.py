@@ -1,11 +1,9 @@
 """Downloads come whole or not at all, from a server that is slow, broken, busy or hostile."""
 
-import gzip
 import io
 import json
 import multiprocessing
 import os
-import sys
 import tarfile
 import tempfile
 import threading
@@ -20,19 +18,15 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
-import scanpy as sc
-from scipy.sparse import csr_matrix
 
 from scmoe.data.__main__ import main
 from scmoe.data.catalog import COLLECTION, DATASETS
 from scmoe.data.check import DataError
 from scmoe.data.download import CHUNK, FetchError, Http
-from scmoe.data.fetch import RECORD, fetch
-from scmoe.data.manifest import is_from_zenodo
-from scmoe.data.multiome import build_pair, variable_features
+from scmoe.data.fetch import RECORD, fetch, is_from_zenodo
 from scmoe.data.unpack import UnsafeArchiveError, unpack
 
-HASTY = Http(connect_timeout=2, read_timeout=0.5, attempts=3, backoff=0.01)
+HASTY = Http(timeout=(2, 0.5), attempts=3, backoff=0.01)
 PATCHSEQ = DATASETS["patchseq"].files
 
 
@@ -268,12 +262,11 @@ def test_a_server_that_asks_for_an_hour_is_not_waited_for(zenodo, patchseq, tmp_
 def test_a_download_cut_off_for_good_is_resumed_by_the_next_call(zenodo, patchseq, tmp_path):
     zenodo.files, key = patchseq, PATCHSEQ[0]
     zenodo.faults = {key: ["cut", 503, 503, 503]}
-    with pytest.raises(FetchError, match="bytes are kept, run it again to go on"):
+    with pytest.raises(FetchError, match="run it again to go on"):
         get(zenodo, tmp_path)
     assert_clean(tmp_path, parts=1)
     unfinished = tmp_path / COLLECTION / ".download"
-    (unfinished / "tmpkilled").touch()  # as if a process had been killed meanwhile
-    (unfinished / "unpacking").mkdir()
+    (unfinished / "unpacked" / "patchseq").mkdir(parents=True)  # as if killed meanwhile
     assert (get(zenodo, tmp_path) / key).read_bytes() == patchseq[key]
     assert zenodo.asked(key)[-1] == resumed(patchseq[key])
     assert [p.name for p in unfinished.iterdir()] == ["lock"]
@@ -305,7 +298,7 @@ def test_a_missing_file_and_a_missing_record_are_told_apart(zenodo, patchseq, tm
     assert_clean(tmp_path)
     with pytest.raises(FetchError, match=f"records/{RECORD} answered 404"):
         get(zenodo, tmp_path, url=zenodo.url + "/elsewhere")
-    with pytest.raises(FetchError, match="3 attempts failed"):
+    with pytest.raises(FetchError, match="Max retries exceeded"):
         get(zenodo, tmp_path, url="http://127.0.0.1:9/api")
 
 
@@ -314,7 +307,7 @@ def test_a_record_without_the_files_says_what_it_has(zenodo, tmp_path):
     with pytest.raises(FetchError, match="neither .* nor an archive; it has: notes.txt"):
         get(zenodo, tmp_path)
     zenodo.files = {"collection.zip": zipped({"other/x.h5ad": b"x"})}
-    with pytest.raises(FetchError, match="does not hold adata_Ephys_TEM.h5ad"):
+    with pytest.raises(FetchError, match="does not hold adata_RNA_TEM.h5ad"):
         get(zenodo, tmp_path)
     assert_clean(tmp_path)
 
@@ -542,11 +535,9 @@ def test_the_command_line_lists_what_is_here(tmp_path, capsys):
     assert all(name in out for name in DATASETS) and "False" in out
 
 
-def test_unknown_names_and_sources_are_refused(tmp_path):
+def test_an_unknown_name_is_refused(tmp_path):
     with pytest.raises(DataError, match="no data set 'mnist'"):
         fetch("mnist", tmp_path)
-    with pytest.raises(DataError, match="only atacseq is at GEO"):
-        fetch("patchseq", tmp_path, source="geo")
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="starts its processes by forking")
@@ -562,74 +553,3 @@ def test_two_processes_started_together_download_once(zenodo, patchseq, tmp_path
     assert [process.exitcode for process in both] == [0, 0]
     assert [len(zenodo.asked(name)) for name in PATCHSEQ] == [1, 1, 1]
     assert is_from_zenodo(tmp_path / COLLECTION / "patchseq" / PATCHSEQ[0])
-
-
-def multiome(n_cells=300, n_genes=120, n_peaks=200):
-    """Counts of genes and peaks side by side, and X stored log-transformed, as at GEO."""
-    rng = np.random.default_rng(0)
-    rate = np.exp(rng.normal(-1, 1, n_genes + n_peaks) + 0.5 * rng.normal(size=(n_cells, 1)))
-    counts = csr_matrix(rng.poisson(rng.gamma(1, rate)).astype(np.float32))
-    adata = ad.AnnData(counts.log1p(), layers={"counts": counts})
-    adata.var["feature_types"] = ["GEX"] * n_genes + ["ATAC"] * n_peaks
-    adata.obs["cell_type"], adata.obs["batch"] = rng.choice(["T", "B"], n_cells), "s1d1"
-    return adata
-
-
-def test_the_multiome_pair_follows_the_recipe(tmp_path):
-    pytest.importorskip("skmisc", reason="scikit-misc is not installed")
-    adata = multiome()
-    adata.write_h5ad(tmp_path / "original.h5ad")
-    files = build_pair(tmp_path / "original.h5ad", tmp_path, n_genes=50)
-    genes = adata[:, adata.var["feature_types"] == "GEX"].copy()
-    genes.X = genes.layers["counts"].copy()
-    sc.pp.highly_variable_genes(genes, flavor="seurat_v3", n_top_genes=50, subset=True)
-    sc.pp.normalize_total(genes)
-    sc.pp.log1p(genes)
-    genes.X = genes.X.toarray()
-    sc.pp.scale(genes, max_value=4)
-    built = ad.read_h5ad(files["gex_processed.h5ad"])
-    assert built.X.dtype == np.float32 and list(built.var_names) == list(genes.var_names)
-    np.testing.assert_allclose(built.X, genes.X, atol=1e-5)
-    peaks = adata[:, adata.var["feature_types"] == "ATAC"].copy()
-    sc.pp.highly_variable_genes(peaks, subset=True)
-    built = ad.read_h5ad(files["atac_processed.h5ad"])
-    assert list(built.var_names) == list(peaks.var_names)
-    assert ((peaks.X > 0) != built.X).nnz == 0 and set(built.obs) == {"cell_type", "batch"}
-
-
-def test_variable_features_are_scanpys_default(tmp_path):
-    x = np.log1p(np.random.default_rng(1).poisson(0.4, (100, 70)) * 1.0)
-    x[:, :2] = 0, 3  # never seen; alone in its bin
-    x = np.hstack([x.T * 0.5, x.T]).T
-    expected = sc.pp.highly_variable_genes(ad.AnnData(x), inplace=False)["highly_variable"]
-    original = np.expm1(x)
-    assert list(variable_features(original.mean(0), original.var(0, ddof=1))) == list(expected)
-
-
-def test_atacseq_is_built_from_the_original_where_asked(zenodo, tmp_path, monkeypatch):
-    pytest.importorskip("skmisc", reason="scikit-misc is not installed")
-    multiome(n_genes=4100, n_cells=60).write_h5ad(tmp_path / "original.h5ad")
-    packed = gzip.compress((tmp_path / "original.h5ad").read_bytes(), 1)
-    zenodo.files, zenodo.faults = {"m.gz": packed}, {"m.gz": [None, "cut"]}
-    url = f"{zenodo.url}/records/{RECORD}/files/m.gz/content"
-    folder = get(zenodo, tmp_path, "atacseq", source="geo", url=url)
-    assert ad.read_h5ad(folder / "gex_processed.h5ad").shape == (60, 4000)
-    assert not is_from_zenodo(folder / "gex_processed.h5ad")
-    assert json.loads((folder / "fetched.json").read_text())["source"] == "geo"
-    assert [p.name for p in (tmp_path / COLLECTION / ".download").iterdir()] == ["lock"]
-
-
-def test_a_missing_package_is_noticed_before_the_download(zenodo, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "skmisc", None)
-    with pytest.raises(FetchError, match="pip install scikit-misc"):
-        get(zenodo, tmp_path, "atacseq", source="geo", url=zenodo.url)
-    assert not zenodo.log
-
-
-def test_a_damaged_original_is_deleted(zenodo, tmp_path):
-    pytest.importorskip("skmisc", reason="scikit-misc is not installed")
-    zenodo.files = {"m.gz": b"\x1f\x8b\x08 not really"}
-    url = f"{zenodo.url}/records/{RECORD}/files/m.gz/content"
-    with pytest.raises(FetchError, match="arrived damaged"):
-        get(zenodo, tmp_path, "atacseq", source="geo", url=url)
-    assert_clean(tmp_path, "atacseq")
