@@ -6,6 +6,7 @@ import gc
 import json
 import math
 import platform
+import shutil
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -20,8 +21,9 @@ import torch
 
 from benchmarks.naive import Naive
 from scmoe.config import Config, preset
+from scmoe.data import Split
 from scmoe.fit import clip_gradients, memory_kept
-from scmoe.keep import write_json
+from scmoe.keep import digest, read_json, write_json
 from scmoe.nn.cells import Cells
 from scmoe.nn.network import Network
 from scmoe.record import source_hash
@@ -135,6 +137,23 @@ def pair(name: str, tiny: bool = False, device: str = "cpu") -> Pair:
         for n in (n_train, n_all)
     )
     return Pair(config, naive, network, train, both, shape.supervised)
+
+
+def trained(model, split: Split, folder: Path, device: str = "auto"):
+    """Train a model, or load the one that the same sources, settings and cells left in a folder."""
+    cells = [split.name, split.data_source, split.fold, split.seed, split.modalities]
+    stamp = {"cells": cells, "checksums": split.checksums, "sources": source_hash(),
+             "model": [model.task, model.seed, model.config.to_dict()]}  # fmt: skip
+    note, stamp = folder / "made_from.json", json.loads(json.dumps(stamp))
+    if note.exists() and read_json(note) == stamp:
+        return type(model).load(folder / "model", device)
+    checkpoint = folder / f"checkpoint-{digest(json.dumps(stamp))[:12]}"
+    model.fit(split, device=device, progress=False, checkpoint=checkpoint)
+    note.unlink(missing_ok=True)
+    model.save(folder / "model", overwrite=True)
+    write_json(note, stamp)
+    shutil.rmtree(checkpoint, ignore_errors=True)
+    return model
 
 
 def seconds(function: Callable[[], object]) -> float:

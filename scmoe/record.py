@@ -9,29 +9,27 @@ import json
 import os
 import platform
 import random
-import shutil
 import subprocess
 import sys
 import time
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
 from pathlib import Path
+from typing import Annotated, Literal
 
 import numpy as np
 import pandas as pd
 import psutil
 import torch
-from scipy import sparse
+from pydantic import Field
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from scmoe import data
-from scmoe.config import Config, preset
-from scmoe.keep import DAMAGED, digest, read_json, recover, set_aside, write_json
+from scmoe.config import Config, Count, Protocol, Task, check_fields, preset
+from scmoe.keep import DAMAGED, read_json, write_json
 from scmoe.metrics import COLUMNS
-from scmoe.networks import choose_device
-from scmoe.parameters import check_names, check_values
 
 PACKAGE = Path(__file__).parent
 TRAINS = [  # the sources that decide a trained model
@@ -41,6 +39,9 @@ TRAINS = [  # the sources that decide a trained model
 DOCUMENTED = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 # what dyngen's cells are simulated by, and the values that mean the data set itself
 SIMULATION = dict(backbone="linear", setting="default", cells=500, genes=100, simulation=0)
+Natural = Annotated[int, Field(ge=0, lt=2**32)]
+Name = Annotated[str, Field(pattern=r"^[0-9]*[A-Za-z][A-Za-z0-9_.-]*$")]  # a part of a file's name
+Place = Annotated[str, Field(min_length=1)] | Path | None
 VERSIONS = ["scmoe", "torch", "numpy", "scipy", "pandas", "scikit-learn", "anndata", "mudata"]
 
 
@@ -48,34 +49,24 @@ VERSIONS = ["scmoe", "torch", "numpy", "scipy", "pandas", "scikit-learn", "annda
 class Run:
     """One run of a notebook: its checked parameters, and the folder it writes into.
 
-    Attributes
-    ----------
-    dataset
-        Name of the data set.
-    task
-        And all other parameters of the notebook, under their names. `modalities` is None (all) or
-        a list; `out_dir` is a path, which is made when there is something to write.
-    extra
-        What one notebook has beyond these parameters, by name.
-    split
-        The cells, after `load`.
-    seconds
-        What took how long, by name.
+    `modalities` is None (all) or a list, also given as text with commas; `out_dir` is made when
+    there is something to write; `extra` has what one notebook has beyond the common parameters;
+    `split` are the cells, after `load`; `seconds` say what took how long, by name.
     """
 
     dataset: str
-    task: str = "supervised"
-    protocol: str = "strict"
-    fold: int | str = 0
-    seed: int = 0
-    epochs: int | None = None
-    modalities: list[str] | None = None
-    device: str = "auto"
-    threads: int | None = None
-    data_root: str | None = None
+    task: Task = "supervised"
+    protocol: Protocol = "strict"
+    fold: Natural | Name = 0
+    seed: Natural = 0
+    epochs: Count | None = None
+    modalities: Annotated[list[str], Field(min_length=1)] | None = None
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+    threads: Count | None = None
+    data_root: Place = None
     allow_standin: bool = True
-    out_dir: str | Path | None = None
-    profile: str = "quick"
+    out_dir: Place = None
+    profile: Literal["quick", "full"] = "quick"
     extra: dict = field(default_factory=dict, repr=False)
     split: data.Split | None = field(default=None, repr=False)
     seconds: dict[str, float] = field(default_factory=dict, repr=False)
@@ -86,7 +77,11 @@ class Run:
         """Check the parameters and choose the folder."""
         if isinstance(self.modalities, str):
             self.modalities = [name.strip() for name in self.modalities.split(",")]
-        check_values(self)
+        check_fields(self)
+        names = self.modalities or []
+        known = data.DATASETS[self.dataset].modalities if self.dataset in data.DATASETS else names
+        if len(set(names)) < len(names) or not set(names) <= set(known) - {""}:
+            raise ValueError(f"parameter modalities={names}: each once, and among {known}")
         if self.out_dir is None:
             parts = [self.dataset, self.task, self.protocol, f"fold{self.fold}", f"seed{self.seed}"]
             self.out_dir = Path("runs", "-".join([*parts, *(self.modalities or [])]))
@@ -126,85 +121,12 @@ class Run:
         config = preset(self.dataset, self.protocol)
         return config if self.epochs is None else config.replace(epochs=self.epochs)
 
-    def fit(self, model, split: data.Split, progress: bool = True):
-        """Train `model`, or load the one that an identical run left in `out_dir`.
-
-        Identical means: the same parameters, configuration, data checksums, sources of the
-        package and PyTorch. One that is damaged is renamed, with a warning, and trained anew.
-        A run that was killed while training resumes from its checkpoint.
-
-        Returns
-        -------
-        The fitted model.
-        """
-        stamp_file, folder = self.out_dir / "made_from.json", self.out_dir / "model"
-        stamp = self._stamp(model, split)
-        if (loaded := self._left(type(model), stamp_file, stamp, folder)) is not None:
-            return loaded
-        stamp_file.unlink(missing_ok=True)
-        of = digest(json.dumps(stamp, sort_keys=True))[:12]
-        checkpoint = self.out_dir / f"checkpoint-{of}"
-        with self.clock("fit"):
-            model.fit(split, device=self.device, progress=progress, checkpoint=checkpoint)
-        self.trained = "trained"
-        model.save(folder, overwrite=True)
-        write_json(stamp_file, {"made_from": stamp, "seconds": self.seconds["fit"]})
-        shutil.rmtree(checkpoint, ignore_errors=True)
-        return model
-
-    def _left(self, kind: type, stamp_file: Path, stamp: dict, folder: Path):
-        """Give the model that an identical run left; what is damaged is renamed, and said so."""
-        recover(folder)
-        device = choose_device(self.device)
-        try:
-            left = read_json(stamp_file) if stamp_file.exists() else {}
-            if left.get("made_from") == stamp and folder.is_dir():
-                loaded, seconds = kind.load(folder, device=device), float(left["seconds"])
-                self.trained, self.seconds["fit"] = "loaded", seconds
-                return loaded
-            whole = not folder.exists() or (folder / "model.json").is_file()
-            why = "" if whole else f"{folder} holds no model."
-        except (FileNotFoundError, *DAMAGED) as error:
-            why = f"{stamp_file} or the model beside it is damaged: {error}"
-        if why:
-            aside = [set_aside(path).name for path in (stamp_file, folder) if path.exists()]
-            warnings.warn(f"{why} Now {', '.join(aside)}; it is trained anew.", stacklevel=3)
-        return None
-
-    def _stamp(self, model, split) -> dict:
-        unread = {"data_root", "allow_standin", "out_dir", "profile", "modalities"}
-        stamp = {name: value for name, value in self.parameters.items() if name not in unread}
-        stamp |= {
-            "dataset": split.name,
-            "modalities": list(split.modalities),
-            "data_source": split.data_source,
-            "checksums": split.checksums or _digest(split),
-            "config": model.config.to_dict(),
-            "seed": model.seed,
-            "cuda": self.device != "cpu" and torch.cuda.is_available(),
-            "threads": torch.get_num_threads(),
-            "sources": source_hash(),
-            "torch": torch.__version__,
-        }
-        return json.loads(json.dumps(stamp))
-
     def finish(self, records: pd.DataFrame, **further) -> Path:
-        """Write `metrics.json` into `out_dir`: the records and where they come from.
+        """Write `metrics.json` into `out_dir`: records, and where they come from; give its path.
 
-        The file appears whole or not at all. Scores that are undefined (R² of a modality that
-        does not vary in the test cells, say) are left out of the records and listed as
-        `undefined` in the provenance.
-
-        Parameters
-        ----------
-        records
-            The table of `scmoe.evaluate`, or several below each other.
-        further
-            More to say of where they come from, ready for JSON.
-
-        Returns
-        -------
-        The path of the file.
+        Records are the table of `scmoe.evaluate`, or several below each other. Scores that are
+        undefined (R² of a modality that does not vary in the test cells, say) are listed apart, as
+        `undefined` in the provenance; `further` is more to say there.
         """
         missing = [name for name in COLUMNS if name not in records]
         if missing:
@@ -248,16 +170,9 @@ PARAMETERS = [f.name for f in fields(Run) if f.repr and f.name != "dataset"]
 def start_run(dataset: str, namespace: Mapping, extra: Sequence[str] = ()) -> Run:
     """Check a notebook's parameters, and set seeds and threads by them.
 
-    Parameters
-    ----------
-    dataset
-        Name of the data set, `"patchseq"` say.
-    namespace
-        The notebook's `globals()`. Besides the parameters' values, IPython's record of the cells
-        that ran is read: a name that papermill injected and no notebook knows is an error here
-        (papermill itself only warns).
-    extra
-        Names of the parameters that only this notebook has.
+    Besides the parameters' values in `namespace`, the notebook's `globals()`, IPython's record of
+    the cells that ran is read: a name that papermill injected and no notebook knows is an error
+    here (papermill itself only warns). `extra` names parameters that only this notebook has.
 
     Raises
     ------
@@ -265,7 +180,7 @@ def start_run(dataset: str, namespace: Mapping, extra: Sequence[str] = ()) -> Ru
         When a parameter is unknown (the message has the known ones and the nearest), or of the
         wrong type or range.
     """
-    check_names(namespace.get("In", []), [*PARAMETERS, *extra])
+    _check_names(namespace.get("In", []), [*PARAMETERS, *extra])
     given = {name: namespace[name] for name in PARAMETERS if name in namespace}
     run = Run(dataset, **given, extra={name: namespace[name] for name in extra})
     if run.threads is not None:
@@ -277,17 +192,33 @@ def start_run(dataset: str, namespace: Mapping, extra: Sequence[str] = ()) -> Ru
     return run
 
 
+def _check_names(cells: Sequence[str], known: Sequence[str]) -> None:
+    """Refuse names that the parameters cell, or what papermill put below it, assigns unasked."""
+    template, injected = [], []
+    for cell in cells:  # in a live session they run many times: the last time counts
+        try:
+            body = ast.parse(cell).body
+        except SyntaxError:  # a cell magic
+            continue
+        targets = [t for node in body if isinstance(node, ast.Assign) for t in node.targets]
+        names = [target.id for target in targets if isinstance(target, ast.Name)]
+        if len(set(names) & set(known)) > len(known) / 2:
+            template, injected = names, []
+        elif cell.startswith("# Parameters\n"):
+            injected = names
+    for name in [*template, *injected]:
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise ValueError(
+                f"unknown parameter {name!r}.{hint} The parameters are {', '.join(known)}."
+            )
+
+
 def read_records(paths: str | Path | Iterable[str | Path]) -> pd.DataFrame:
-    """Gather the records of many runs.
+    """Gather the records of runs: of files, and of every `metrics.json` below folders.
 
-    Parameters
-    ----------
-    paths
-        A folder (every `metrics.json` at any depth below it), a file, or several of either.
-
-    Returns
-    -------
-    One row per score: the columns `scmoe.metrics.COLUMNS` and `run`, the path of its file.
+    Gives one row per score: the columns `scmoe.metrics.COLUMNS` and `run`, the path of its file.
     """
     paths = [paths] if isinstance(paths, str | Path) else paths
     found = []
@@ -321,25 +252,10 @@ def source_hash(names: Sequence[str] = tuple(TRAINS)) -> str:
     return found.hexdigest()[:16]
 
 
-def _digest(split: data.Split) -> str:
-    """Hash of the cells that a model is trained on, for data that come from no file."""
-    held = []
-    for part in (split.train, split.val):
-        held.append(part.obs.to_csv())
-        for name, cells in part.mod.items():
-            X = cells.X if sparse.issparse(cells.X) else np.asarray(cells.X)
-            held += [name, *cells.obs_names, *cells.var_names, X]
-    return digest(held)[:16]
-
-
 def _rows(records: pd.DataFrame) -> list[dict]:
     """Records as plain Python values, undefined ones as None."""
-    rows = records[COLUMNS].astype(object).where(records[COLUMNS].notna(), None).to_dict("records")
-    plain = {np.integer: int, np.floating: float}
-    return [
-        {k: next((f(v) for t, f in plain.items() if isinstance(v, t)), v) for k, v in row.items()}
-        for row in rows
-    ]
+    plain = records[COLUMNS].astype(object)
+    return plain.where(records[COLUMNS].notna(), None).to_dict("records")
 
 
 def _commit() -> str | None:

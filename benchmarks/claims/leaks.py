@@ -8,12 +8,13 @@ epoch``.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from benchmarks.common import trained
 from benchmarks.record.collect import BOOK
 from scmoe import paper, plot
 from scmoe.baselines import CoordinateNeighbours
@@ -95,10 +96,8 @@ def _measured(run: Run, training: Training) -> pd.DataFrame:
     split = load(training.dataset, training.fold, training.seed, run.data_root, None,
                  run.allow_standin)  # fmt: skip
     folder = run.out_dir / f"{training.dataset}-{training.name}-{training.seed}".replace(" ", "_")
-    part = replace(run, dataset=training.dataset, task=training.task, protocol="paper",
-                   fold=training.fold, seed=training.seed, out_dir=folder)  # fmt: skip
-    model = part.fit(ScMoE(training.task, training.config, training.seed), split, progress=False)
-    return score(training, model, split)
+    model = ScMoE(training.task, training.config, training.seed)
+    return score(training, trained(model, split, folder, run.device), split)
 
 
 def score(training: Training, model, split: Split) -> pd.DataFrame:

@@ -20,6 +20,7 @@ import pandas as pd
 from benchmarks.claims import known
 from benchmarks.claims.study import Plan, match_experts, score
 from benchmarks.claims.truth import recovered, recovery_study
+from benchmarks.common import trained
 from benchmarks.record.collect import BOOK
 from scmoe.data import DATASETS, Split
 from scmoe.metrics import COLUMNS
@@ -67,7 +68,8 @@ def study(run: Run, plan: Plan, part: str = "experts") -> list[pd.DataFrame]:
 
 
 def _fitted(run: Run, split: Split, part: str):
-    return getattr(run.fit(ScMoE(run.task, run.config(), run.seed), split), part)
+    model = ScMoE(run.task, run.config(), run.seed)
+    return getattr(trained(model, split, run.out_dir, run.device), part)
 
 
 def _other(run: Run, part: str, change: dict):

@@ -12,6 +12,7 @@ from sklearn.linear_model import RidgeCV
 
 from benchmarks.claims import recovery
 from benchmarks.claims.study import Plan, cheap
+from benchmarks.common import trained
 from scmoe.data import Split
 from scmoe.explain import METHODS, attribute, complete, faithfulness
 from scmoe.explain.answer import Answer
@@ -125,5 +126,5 @@ def _fitted(run: Run, backbone: str, seed: int, part: str, shuffle: bool = False
         for cells in (split.train, split.val):
             labels = rng.permutation(cells.obs[split.label_key].astype(str))
             cells.obs[split.label_key] = pd.Categorical(labels)
-    model = other.fit(ScMoE(run.task, run.config(), run.seed), split, progress=False)
-    return getattr(model, part), split
+    model = ScMoE(run.task, run.config(), run.seed)
+    return getattr(trained(model, split, other.out_dir, run.device), part), split

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
+import scmoe
 from benchmarks import common
 from benchmarks.speed import winners
 from scmoe.nn.experts import BACKENDS, FASTEST, fastest
@@ -64,3 +65,20 @@ def test_grouped_stays_unless_another_backend_is_clearly_faster():
     times = {"grouped": 1.0, "dense": 0.95, "grouped bf16": 1.0, "dense bf16": 0.5}
     (exact, rounded) = winners(pd.DataFrame([sizes | times]))
     assert (exact["backend"], rounded["backend"]) == ("grouped", "dense")
+
+
+def test_a_model_left_by_the_same_sources_settings_and_cells_is_loaded(tiny, tmp_path, monkeypatch):
+    fits, fit = [], scmoe.ScMoE.fit
+    monkeypatch.setattr(
+        scmoe.ScMoE, "fit", lambda model, *a, **k: (fits.append(model.seed), fit(model, *a, **k))[1]
+    )
+    config, split = scmoe.Config().replace(epochs=1, patience=None), scmoe.data.split_mudata(tiny)
+    models = [
+        common.trained(scmoe.ScMoE(config=config, seed=seed), split, tmp_path, "cpu")
+        for seed in (0, 0, 1)
+    ]
+    assert fits == [0, 1]
+    tables = [model.predict(split.test) for model in models]
+    pd.testing.assert_frame_equal(*tables[:2])
+    assert not tables[1].equals(tables[2])
+    assert {path.name for path in tmp_path.iterdir()} == {"made_from.json", "model"}

@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parents[2] / "scmoe"
 FLOORS = [  # from the ground up; a folder counts as one
     {"keep"},
     {"data", "config", "clusters", "colours", "claim", "checkpoint", "progress"},
-    {"nn", "method", "metrics", "parameters", "own"},
+    {"nn", "method", "metrics", "own"},
     {"step", "parts", "paper", "plot"},
     {"fit", "baselines"},
     {"networks"},

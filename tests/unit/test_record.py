@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 
 import numpy as np
 import pandas as pd
@@ -175,80 +174,6 @@ def test_reading_where_nothing_ran(tmp_path):
     assert scmoe.read_records(tmp_path).empty
     with pytest.raises(FileNotFoundError, match="nothing has run there"):
         scmoe.read_records(tmp_path / "nowhere")
-
-
-@pytest.fixture
-def split(tiny):
-    return scmoe.data.split_mudata(tiny)
-
-
-def fitted(split, folder, **values):
-    run = scmoe.start_run("own", notebook(out_dir=str(folder), epochs=1, **values))
-    model = scmoe.ScMoE(run.task, scmoe.Config().replace(epochs=1, patience=None), run.seed)
-    return run, run.fit(model, split, progress=False)
-
-
-def test_the_same_run_again_loads_its_model(split, tmp_path):
-    run, model = fitted(split, tmp_path)
-    again, loaded = fitted(split, tmp_path)
-    assert (run.trained, again.trained) == ("trained", "loaded")
-    assert again.seconds["fit"] == run.seconds["fit"]  # of the training, not of the loading
-    pd.testing.assert_frame_equal(model.predict(split.test), loaded.predict(split.test))
-    assert not list(tmp_path.glob("checkpoint*"))
-
-
-def test_another_seed_or_task_trains_anew(split, tmp_path):
-    fitted(split, tmp_path)
-    for other in ({"seed": 1}, {"task": "unsupervised"}):
-        assert fitted(split, tmp_path, **other)[0].trained == "trained"
-
-
-def test_other_cells_train_anew(split, tiny, tmp_path):
-    fitted(split, tmp_path)
-    tiny.mod["morph"].X += 1
-    assert fitted(scmoe.data.split_mudata(tiny), tmp_path)[0].trained == "trained"
-
-
-def test_a_model_that_was_not_saved_whole_is_not_loaded(split, tmp_path):
-    fitted(split, tmp_path)
-    (tmp_path / "made_from.json").unlink()
-    assert fitted(split, tmp_path)[0].trained == "trained"
-
-
-def flipped(content):
-    return content[:-1] + bytes([content[-1] ^ 1])
-
-
-OLD = {
-    "stamp cut off": lambda out: (out / "made_from.json").write_text('{"made_from": {"'),
-    "stamp a list": lambda out: (out / "made_from.json").write_text("[1]"),
-    "stamp binary": lambda out: (out / "made_from.json").write_bytes(b"\xff\x00"),
-    "stamp a folder": lambda out: (
-        (out / "made_from.json").unlink(), (out / "made_from.json").mkdir()
-    ),
-    "stamp a pipe": lambda out: (
-        (out / "made_from.json").unlink(), os.mkfifo(out / "made_from.json")
-    ),
-    "no seconds": lambda out: (out / "made_from.json").write_text(
-        json.dumps({"made_from": json.loads((out / "made_from.json").read_text())["made_from"]})
-    ),
-    "one bit": lambda out: (out / "model" / "model.safetensors").write_bytes(
-        flipped((out / "model" / "model.safetensors").read_bytes())
-    ),
-    "no note": lambda out: (out / "model" / "model.json").unlink(),
-    "note cut off": lambda out: (out / "model" / "model.json").write_text('{"format": 4, "gro'),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("fault", OLD)
-def test_what_is_damaged_of_an_earlier_run_is_put_aside_and_trained_anew(split, tmp_path, fault):
-    _, model = fitted(split, tmp_path)
-    OLD[fault](tmp_path)
-    with pytest.warns(UserWarning, match=r"\.damaged.*trained anew"):
-        run, again = fitted(split, tmp_path)
-    assert run.trained == "trained"
-    pd.testing.assert_frame_equal(model.predict(split.test), again.predict(split.test))
-    assert fitted(split, tmp_path)[0].trained == "loaded"
 
 
 def test_a_fold_may_be_named_for_a_batch():
