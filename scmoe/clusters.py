@@ -10,9 +10,7 @@ product of both must be larger by `MARGIN` for a rival to win.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from itertools import product
-from typing import NamedTuple
 
 import igraph
 import numpy as np
@@ -31,25 +29,12 @@ MARGIN = 0.2  # by which share a rival must be better
 N_PARTS, STABLE_SHARE = 3, 0.7  # how often, and of how many cells, a clustering is repeated
 
 
-class Clustering(NamedTuple):
-    """One way to cluster, and how good it is as far as can be said without labels."""
-
-    way: str  # a key of `WAYS`
-    modalities: tuple[int, ...]
-    labels: np.ndarray  # (N,)
-    stability: float
-    agreement: float
-
-    @property
-    def score(self) -> float:
-        """What rivals compete for."""
-        return self.stability * self.agreement
-
-
 def find_clusters(
     blocks: list[np.ndarray], present: np.ndarray, n_groups: int, fold: np.ndarray, seed: int
 ) -> np.ndarray:
-    """Give the cluster of each cell, of the way to cluster that wins.
+    """Give the cluster of each cell `(N,)`, from 0, of the way to cluster that wins.
+
+    All modalities are clustered together, and each that every cell has by itself.
 
     Parameters
     ----------
@@ -57,103 +42,31 @@ def find_clusters(
         Components by modality, `(N, q)`, each of unit total variance, zero where a cell lacks it.
     present, fold
         `(N, M)` bool; `(N,)` the fold a cell is held out in.
-
-    Returns
-    -------
-    Cluster of each cell `(N,)`, from 0.
-    """
-    if len(fold) <= N_SHARED:
-        return _k_means(blocks, present, n_groups, seed)
-    return winner(list(candidates(blocks, present, n_groups, fold, seed))).labels
-
-
-def winner(found: list[Clustering]) -> Clustering:
-    """Keep the first, k-means on shared axes where there are any, unless a rival is better."""
-    best = max(found, key=lambda c: c.score)
-    first = found[0]
-    return first if first.way == SHARED and best.score <= (1 + MARGIN) * first.score else best
-
-
-def candidates(blocks, present, n_groups, fold, seed) -> Iterator[Clustering]:
-    """Cluster in every way, of all modalities together and of each by itself.
-
-    Arguments as of :func:`find_clusters`.
     """
     n, m = present.shape
+    if n <= N_SHARED:
+        return _k_means(blocks, present, n_groups, seed)
     rng = np.random.default_rng(seed)
     parts = [np.sort(rng.permutation(n)[: round(STABLE_SHARE * n)]) for _ in range(N_PARTS)]
-    together = tuple(range(m))
-    alone = [(i,) for i in range(m) if m > 1 and present[:, i].all()]
-    todo = [(together, way) for way in WAYS if way != SHARED or _have_shared(present)]
-    todo += [(one, way) for one, way in product(alone, WAYS) if way != SHARED]
-    for chosen, way in todo:
-        own, has, cluster = [blocks[i] for i in chosen], present[:, chosen], WAYS[way]
-        labels = cluster(own, has, n_groups, seed)
-        again = [cluster([z[p] for z in own], has[p], n_groups, seed) for p in parts]
-        stable = np.mean(
-            [adjusted_rand_score(labels[p], a) for p, a in zip(parts, again, strict=True)]
-        )
-        told = agreement(blocks, present, labels, fold)
-        yield Clustering(way, chosen, labels, float(stable), told)
+    alone = [[i] for i in range(m) if m > 1 and present[:, i].all()]
+    todo = [*product([list(range(m))], RIVALS), *product(alone, RIVALS)]
+    # there must be cells enough, even in a part of them, to look for shared axes
+    shared = m > 1 and present.all(1).sum() > 2 * N_SHARED
+    if shared:
+        todo.insert(0, (list(range(m)), _on_shared_axes))
+    labels, scores = [], []
+    for chosen, cluster in todo:
+        own, has = [blocks[i] for i in chosen], present[:, chosen]
+        labels.append(cluster(own, has, n_groups, seed))
+        again = (cluster([z[p] for z in own], has[p], n_groups, seed) for p in parts)
+        pairs = zip(parts, again, strict=True)
+        stability = np.mean([adjusted_rand_score(labels[-1][p], a) for p, a in pairs])
+        scores.append(stability * _agreement(blocks, present, labels[-1], fold))
+    stays = shared and max(scores) <= (1 + MARGIN) * scores[0]
+    return labels[0 if stays else int(np.argmax(scores))]
 
 
-def shared_axes(blocks: list[np.ndarray], present: np.ndarray, n_axes: int) -> np.ndarray:
-    """Scores `(N, n_axes)` on the axes that the modalities share most.
-
-    Generalised canonical correlation (Kettenring 1971, MAXVAR), fitted to the cells that have all
-    modalities. Along an axis that m modalities share in full, the sum of their whitened scores has
-    m times the variance that it has where they share nothing; what exceeds the latter is the
-    axis's weight. A cell that lacks some modalities is placed by the others.
-    """
-    full, whitened = present.all(1), []
-    for z in blocks:
-        values, vectors = np.linalg.eigh(np.cov(z[full], rowvar=False).reshape(2 * z.shape[1:]))
-        shrunk = (1 - AXES_SHRINKAGE) * values.clip(0) + AXES_SHRINKAGE * values.mean()
-        whitened.append(z @ (vectors / np.sqrt(shrunk.clip(1e-12))))
-    joint = np.hstack(whitened)
-    values, axes = np.linalg.eigh(np.cov(joint[full], rowvar=False))
-    values, axes = values[::-1][:n_axes], axes[:, ::-1][:, :n_axes]
-    weights = np.sqrt((values - 1).clip(0) / values.clip(1e-12))
-    return joint @ (axes * weights) * (len(blocks) / present.sum(1, keepdims=True).clip(1))
-
-
-def _have_shared(present) -> bool:
-    """Whether there are cells enough, even in a part of them, to look for shared axes."""
-    return present.shape[1] > 1 and present.all(1).sum() > 2 * N_SHARED
-
-
-def _on_shared_axes(blocks, present, n_groups, seed) -> np.ndarray:
-    scores = shared_axes(blocks, present, max(n_groups - 1, 2))
-    return _k_means([scores], present, n_groups, seed)
-
-
-def _k_means(blocks, present, n_groups, seed) -> np.ndarray:
-    joint = np.hstack(blocks)
-    return KMeans(min(n_groups, len(joint)), n_init=20, random_state=seed).fit_predict(joint)
-
-
-def _near(blocks, present, n_groups, seed) -> np.ndarray:
-    joint = np.hstack(blocks)
-    near = kneighbors_graph(joint, min(N_NEIGHBORS, len(joint) - 1))
-    return communities(near + near.T, n_groups, seed)
-
-
-def _by_neighbours(blocks, present, n_groups, seed) -> np.ndarray:
-    """Leiden on the overlap of neighbourhoods, counted in each modality and added up."""
-    parts = (_shared_neighbours(z, np.flatnonzero(present[:, i])) for i, z in enumerate(blocks))
-    return communities(sum(parts), n_groups, seed)
-
-
-SHARED = "k-means on shared axes"
-WAYS = {  # the first is kept where none is clearly better
-    SHARED: _on_shared_axes,
-    "k-means": _k_means,
-    "Leiden, nearest neighbours": _near,
-    "Leiden, shared neighbours": _by_neighbours,
-}
-
-
-def agreement(blocks, present, labels, fold) -> float:
+def _agreement(blocks, present, labels, fold) -> float:
     """How well each modality recovers the clusters on held-out cells, averaged over modalities.
 
     Adjusted mutual information with the out-of-fold predictions of a shrunken discriminant.
@@ -173,15 +86,62 @@ def agreement(blocks, present, labels, fold) -> float:
     return float(np.mean(scores)) if scores else 0.0
 
 
-def _shared_neighbours(z: np.ndarray, rows: np.ndarray) -> sparse.csr_matrix:
-    """Jaccard overlap of the cells' neighbourhoods `(N, N)`, among the cells at `rows`."""
+# --- ways to cluster, all with the arguments (blocks, present, n_groups, seed) ---
+
+
+def _on_shared_axes(blocks, present, n_groups, seed) -> np.ndarray:
+    """k-means on the axes that the modalities share most.
+
+    Generalised canonical correlation (Kettenring 1971, MAXVAR), fitted to the cells that have all
+    modalities. Along an axis that m modalities share in full, the sum of their whitened scores has
+    m times the variance that it has where they share nothing; what exceeds the latter is the
+    axis's weight. A cell that lacks some modalities is placed by the others.
+    """
+    full, whitened, n_axes = present.all(1), [], max(n_groups - 1, 2)
+    for z in blocks:
+        values, vectors = np.linalg.eigh(np.cov(z[full], rowvar=False).reshape(2 * z.shape[1:]))
+        shrunk = (1 - AXES_SHRINKAGE) * values.clip(0) + AXES_SHRINKAGE * values.mean()
+        whitened.append(z @ (vectors / np.sqrt(shrunk.clip(1e-12))))
+    joint = np.hstack(whitened)
+    values, axes = np.linalg.eigh(np.cov(joint[full], rowvar=False))
+    values, axes = values[::-1][:n_axes], axes[:, ::-1][:, :n_axes]
+    weights = np.sqrt((values - 1).clip(0) / values.clip(1e-12))
+    scores = joint @ (axes * weights) * (len(blocks) / present.sum(1, keepdims=True).clip(1))
+    return _k_means([scores], present, n_groups, seed)
+
+
+def _k_means(blocks, present, n_groups, seed) -> np.ndarray:
+    joint = np.hstack(blocks)
+    return KMeans(min(n_groups, len(joint)), n_init=20, random_state=seed).fit_predict(joint)
+
+
+def _by_distance(blocks, present, n_groups, seed) -> np.ndarray:
+    return near_communities(np.hstack(blocks), n_groups, seed)
+
+
+def _by_neighbours(blocks, present, n_groups, seed) -> np.ndarray:
+    """Leiden on the Jaccard overlap of neighbourhoods, in each modality and added up."""
+    parts = (_overlaps(z, np.flatnonzero(has)) for z, has in zip(blocks, present.T, strict=True))
+    return communities(sum(parts), n_groups, seed)
+
+
+def _overlaps(z: np.ndarray, rows: np.ndarray) -> sparse.csr_matrix:
+    """Overlap of the neighbourhoods of the cells at `rows`, `(N, N)`."""
     if len(rows) <= N_SHARED:
         return sparse.csr_matrix((len(z), len(z)))
     near = kneighbors_graph(z[rows], N_SHARED, include_self=True)
     overlap = (near @ near.T).tocoo()
     weight = overlap.data / (2 * N_SHARED - overlap.data)
-    place = rows[overlap.row], rows[overlap.col]
-    return sparse.csr_matrix((weight, place), (len(z), len(z)))
+    return sparse.csr_matrix((weight, (rows[overlap.row], rows[overlap.col])), (len(z), len(z)))
+
+
+RIVALS = (_k_means, _by_distance, _by_neighbours)
+
+
+def near_communities(points: np.ndarray, n_groups: int, seed: int) -> np.ndarray:
+    """Leiden communities `(N,)` of the nearest neighbours among points `(N, p)`."""
+    near = kneighbors_graph(points, min(N_NEIGHBORS, len(points) - 1))
+    return communities(near + near.T, n_groups, seed)
 
 
 def communities(graph: sparse.spmatrix, n_groups: int, seed: int) -> np.ndarray:
@@ -207,12 +167,11 @@ def communities(graph: sparse.spmatrix, n_groups: int, seed: int) -> np.ndarray:
             found = network.community_leiden(
                 "modularity", weights=upper.data.tolist(), resolution=resolution, n_iterations=10
             )
-            n_found, found = len(found), np.array(found.membership)
-            if best.max() + 1 < n_found <= n_groups:
-                best = found
-            if n_found == n_groups:
+            if best.max() + 1 < len(found) <= n_groups:
+                best = np.array(found.membership)
+            if len(found) == n_groups:
                 break
-            low, high = (resolution, high) if n_found < n_groups else (low, resolution)
+            low, high = (resolution, high) if len(found) < n_groups else (low, resolution)
     finally:
         igraph.set_random_number_generator(random)
     order = np.argsort(-np.bincount(best), kind="stable")

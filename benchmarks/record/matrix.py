@@ -35,7 +35,7 @@ HERE = "../benchmarks/record"  # from the package's folder
 SHARED = ["data", "method.py", f"{HERE}/matrix.py"]
 SOURCES = {  # what decides the numbers of a group of methods
     "simple": [*SHARED, "clusters.py", *(f"baselines/{name}.py" for name in
-               ("components", "heads", "classifiers", "regression", "clustering"))],
+               ("components", "classifiers", "regression", "clustering"))],
     "ensembles": [*SHARED, f"{HERE}/ensembles.py"],
     "unitednet": [*SHARED, f"{HERE}/unitednet.py", "nn/losses.py"],
     "peers": [*SHARED, f"{HERE}/peers.py", "clusters.py",

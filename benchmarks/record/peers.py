@@ -411,7 +411,7 @@ class WNN(Leiden):
 
     method = "weighted nearest neighbours + Leiden"
 
-    def _cluster(self, blocks, present):
+    def _cluster(self, blocks):
         muon, scanpy = require("muon", "WNN"), require("scanpy", "WNN")
         cells = [str(i) for i in range(len(next(iter(blocks.values()))))]
         parts = {m: ad.AnnData(z, pd.DataFrame(index=cells)) for m, z in blocks.items()}

@@ -6,54 +6,42 @@ cluster does not depend on which other cells come with it.
 
 from __future__ import annotations
 
-import mudata as md
 import numpy as np
 import pandas as pd
+from mudata import MuData
 from sklearn import cluster
-from sklearn.neighbors import NearestNeighbors, kneighbors_graph
+from sklearn.neighbors import NearestNeighbors
 
-from scmoe.baselines.components import UnitComponents
-from scmoe.clusters import communities
+from scmoe.baselines.components import OnComponents
+from scmoe.clusters import N_NEIGHBORS, near_communities
 from scmoe.data import Split
-from scmoe.method import Method
-
-N_COMPONENTS = 20
-N_NEIGHBORS = 15
 
 
-class _Clusters(Method):
+class _Clusters(OnComponents):
     """Components of every modality, each modality scaled to the same total variance, clustered."""
 
-    task = "unsupervised"
+    task, n_components = "unsupervised", 20
 
     def fit(self, split: Split):
         """Cluster training and validation cells; `split.test` and all labels are left alone."""
         self._start(split)
         matrices, present, _ = self._training_cells(split)
-        self.components_ = {
-            m: UnitComponents(x[present[m]], N_COMPONENTS, self.seed_) for m, x in matrices.items()
-        }
-        self._cluster(self._blocks(matrices, present), present)
+        self._cluster(self._fit_inputs(matrices, present))
         return self
 
-    def _blocks(self, matrices, present) -> dict[str, np.ndarray]:
+    def _blocks(self, mdata: MuData) -> dict[str, np.ndarray]:
         """Components `(n_cells, p)` by modality, zero for what is not there."""
-        n = len(next(iter(present.values())))
-        return {
-            m: self.components_[m](matrices[m]) * present[m][:, None]
-            if m in matrices
-            else np.zeros((n, self.components_[m].n))
-            for m in self.modalities_
-        }
+        found = self._inputs(*self._matrices(mdata))
+        return {m: found.get(m, np.zeros((mdata.n_obs, self.inputs_[m].n)))
+                for m in self.modalities_}  # fmt: skip
 
-    def predict(self, mdata: md.MuData) -> pd.DataFrame:
+    def predict(self, mdata: MuData) -> pd.DataFrame:
         """Cluster of every cell: column ``group``, then a probability per cluster."""
-        matrices, present = self._matrices(mdata)
-        return self._group_table(self._assign(self._blocks(matrices, present)), mdata.obs_names)
+        return self._group_table(self._assign(self._blocks(mdata)), mdata.obs_names)
 
-    def get_latent_representation(self, mdata: md.MuData) -> np.ndarray:
+    def get_latent_representation(self, mdata: MuData) -> np.ndarray:
         """Components of all modalities side by side `(n_cells, p)`."""
-        return np.hstack(list(self._blocks(*self._matrices(mdata)).values()))
+        return beside(self._blocks(mdata))
 
 
 class KMeans(_Clusters):
@@ -61,12 +49,12 @@ class KMeans(_Clusters):
 
     method = "k-means"
 
-    def _cluster(self, blocks, present):
+    def _cluster(self, blocks):
         model = cluster.KMeans(len(self.groups_), n_init=20, random_state=self.seed_)
-        self.model_ = model.fit(np.hstack(list(blocks.values())))
+        self.model_ = model.fit(beside(blocks))
 
     def _assign(self, blocks):
-        return np.eye(len(self.groups_))[self.model_.predict(np.hstack(list(blocks.values())))]
+        return np.eye(len(self.groups_))[self.model_.predict(beside(blocks))]
 
 
 class Leiden(_Clusters):
@@ -78,17 +66,19 @@ class Leiden(_Clusters):
 
     method = "Leiden"
 
-    def _cluster(self, blocks, present):
+    def _cluster(self, blocks):
         self._blocks_ = blocks
-        joint = np.hstack(list(blocks.values()))
-        graph = kneighbors_graph(joint, min(N_NEIGHBORS, len(joint) - 1))
-        self.clusters_ = communities(graph + graph.T, len(self.groups_), self.seed_)
+        self.clusters_ = near_communities(beside(blocks), len(self.groups_), self.seed_)
 
     def _assign(self, blocks):
-        joint = [np.hstack(list(b.values())) for b in (self._blocks_, blocks)]
-        return self._votes(*joint)
+        return self._votes(beside(self._blocks_), beside(blocks))
 
     def _votes(self, known: np.ndarray, new: np.ndarray) -> np.ndarray:
         index = NearestNeighbors(n_neighbors=min(N_NEIGHBORS, len(known))).fit(known)
         near = index.kneighbors(new, return_distance=False)  # (n_cells, k)
         return np.eye(len(self.groups_))[self.clusters_[near]].mean(1)
+
+
+def beside(blocks: dict[str, np.ndarray]) -> np.ndarray:
+    """All blocks side by side."""
+    return np.hstack(list(blocks.values()))

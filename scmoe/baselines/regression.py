@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import permutations
+from typing import NamedTuple
 
 import numpy as np
 from scipy import sparse
@@ -15,7 +16,7 @@ from scipy.linalg import eigh, svd
 from sklearn.kernel_approximation import Nystroem
 from sklearn.metrics.pairwise import euclidean_distances
 
-from scmoe.baselines.components import UnitComponents
+from scmoe.baselines.components import OnComponents
 from scmoe.data import Split
 from scmoe.method import Translator, inner_folds
 
@@ -25,17 +26,22 @@ MAX_PLS_COMPONENTS = 25
 SOURCE_WEIGHTS = (0.2, 0.4, 0.7, 1.0)  # of a source beside the best one
 MAX_LANDMARKS = 1000
 
-Path = Iterator[tuple[object, np.ndarray, np.ndarray]]
+Path = Iterator[tuple[np.ndarray, np.ndarray]]
 
 
-class Ridge(Translator):
+class Translation(NamedTuple):
+    """One coefficient matrix, of some sources' inputs side by side."""
+
+    sources: dict[str, float]  # and their weights
+    error: float  # on inner folds
+    weights: np.ndarray  # (p, n_features)
+    mean: np.ndarray  # (n_features,)
+
+
+class Ridge(OnComponents, Translator):
     """Ridge regression, with a penalty for every target feature.
 
     Every ordered pair of modalities is fitted; several sources together when first asked for.
-
-    Attributes
-    ----------
-    settings_ : `{(target, sources): setting}` that the inner folds chose.
     """
 
     task, method = "translation", "ridge"
@@ -45,81 +51,60 @@ class Ridge(Translator):
         """Fit to training and validation cells; `split.test` is not touched."""
         self._start(split)
         self._targets, self._present, _ = self._training_cells(split)
-        self.inputs_ = {m: self._input_map(x[self._present[m]]) for m, x in self._targets.items()}
-        self._scores = self._inputs(self._targets, self._present)
-        self.settings_, self._fitted = {}, {}
+        self._scores = self._fit_inputs(self._targets, self._present)
+        self._fitted: dict[tuple, Translation] = {}
         for target, source in permutations(self.modalities_, 2):
-            self._coefficients(target, (source,))
+            self._translation(target, (source,))
         return self
 
     def _told(self, mdata, target, sources):
         matrices, present = self._matrices(mdata, sources)
-        scores = self._inputs(matrices, present)
-        fitted = self._coefficients(target, tuple(m for m in self.modalities_ if m in sources))
-        Z = fitted.inputs(scores)
+        found = self._translation(target, tuple(m for m in self.modalities_ if m in sources))
+        Z = _beside(self._inputs(matrices, present), found.sources)
         has = np.any(list(present.values()), axis=0)
-        return lambda rows: fitted.mean + Z[rows] @ fitted.weights, has
+        return lambda rows: found.mean + Z[rows] @ found.weights, has
 
-    def _input_map(self, X):
-        """What takes scaled values of one modality to the regression's inputs `(n_cells, p)`."""
-        return UnitComponents(X, seed=self.seed_)
-
-    def _inputs(self, matrices, present) -> dict[str, np.ndarray]:
-        """The inputs by modality; zero, the mean, where a cell lacks it."""
-        return {m: self.inputs_[m](x) * present[m][:, None] for m, x in matrices.items()}
-
-    def _coefficients(self, target: str, sources: tuple[str, ...]) -> _Fitted:
+    def _translation(self, target: str, sources: tuple[str, ...]) -> Translation:
+        """Start from the best source; add each other with the weight that lowers the error most."""
         if (target, sources) not in self._fitted:
-            fitted = self._choose(target, sources)
-            self._fitted[target, sources] = fitted
-            self.settings_[target, sources] = fitted.setting
+            first, *others = sources if len(sources) == 1 else sorted(
+                sources, key=lambda source: self._translation(target, (source,)).error
+            )  # fmt: skip
+            best = self._solve(target, {first: 1.0, **dict.fromkeys(others, 0.0)})
+            for other in others:
+                options = [self._solve(target, best.sources | {other: w}) for w in SOURCE_WEIGHTS]
+                best = min([best, *options], key=lambda found: found.error)
+            self._fitted[target, sources] = best
         return self._fitted[target, sources]
 
-    def _choose(self, target: str, sources: tuple[str, ...]) -> _Fitted:
-        """Start from the best source; add each other with the weight that lowers the error most."""
-        if len(sources) == 1:
-            return self._solve(target, {sources[0]: 1.0})
-        first, *others = sorted(sources, key=lambda s: self._coefficients(target, (s,)).error)
-        best = self._solve(target, {first: 1.0, **dict.fromkeys(others, 0.0)})
-        for other in others:
-            options = [self._solve(target, best.sources | {other: w}) for w in SOURCE_WEIGHTS]
-            best = min([best, *options], key=lambda fitted: fitted.error)
-        return best
-
-    def _solve(self, target: str, sources: dict[str, float]) -> _Fitted:
-        fitted = _Fitted(sources)
+    def _solve(self, target: str, sources: dict[str, float]) -> Translation:
         has = np.any([self._present[m] for m in sources], axis=0) & self._present[target]
-        Z, Y = fitted.inputs({m: self._scores[m][has] for m in sources}), self._targets[target][has]
-        fitted.center, fitted.mean = Z.mean(0), np.asarray(Y.mean(0), float).ravel()
-        Z = Z - fitted.center
-        folds = [(Z[test], _cross(Z[test], Y[test], fitted.mean))
+        Z, Y = _beside(self._scores, sources)[has], self._targets[target][has]
+        center, mean = Z.mean(0), np.asarray(Y.mean(0), float).ravel()
+        Z = Z - center
+        folds = [(Z[test], _cross(Z[test], Y[test], mean))
                  for test in inner_folds(None, len(Z), self.seed_)]  # fmt: skip
-        gram, cross = Z.T @ Z, sum(c for _, c in folds)
-        errors: dict = {}
+        gram, cross, errors = Z.T @ Z, sum(c for _, c in folds), {}
         for held_out, its_cross in folds:
-            rest = len(Z) - len(held_out)
-            basis = None
-            for setting, new_basis, weights in self._path(
-                gram - held_out.T @ held_out, cross - its_cross, rest
-            ):
+            rest, basis = len(Z) - len(held_out), None
+            path = self._path(gram - held_out.T @ held_out, cross - its_cross, rest)
+            for i, (new_basis, weights) in enumerate(path):
                 if new_basis is not basis:
                     basis, projected = new_basis, held_out @ new_basis
                     truth = basis.T @ its_cross
                     if len(projected) > projected.shape[1]:  # the same squared norms, fewer rows
                         projected = np.linalg.qr(projected, mode="r")
                 change = np.square(projected @ weights).sum(0) - 2 * (weights * truth).sum(0)
-                errors[setting] = errors.get(setting, 0) + change
-        settings, errors = list(errors), np.stack(list(errors.values()))  # (settings, features)
+                errors[i] = errors.get(i, 0) + change
+        errors = np.stack(list(errors.values()))  # (settings, features)
         if not self.per_feature:
             errors = errors.sum(1, keepdims=True)
-        best = np.broadcast_to(errors.argmin(0), len(fitted.mean))
-        fitted.error = errors.min(0).sum()
-        fitted.setting = settings[np.bincount(best).argmax()]  # the commonest
-        fitted.weights = np.zeros_like(cross)
-        for i, (_, basis, weights) in enumerate(self._path(gram, cross, len(Z))):
-            fitted.weights[:, best == i] = basis @ weights[:, best == i]
-        fitted.mean = fitted.mean - fitted.center @ fitted.weights
-        return fitted
+        best = np.broadcast_to(errors.argmin(0), len(mean))
+        coefficients = np.zeros_like(cross)
+        for i, (basis, weights) in enumerate(self._path(gram, cross, len(Z))):
+            coefficients[:, best == i] = basis @ weights[:, best == i]
+        mean = mean - center @ coefficients
+        return Translation(sources, errors.min(0).sum(), coefficients, mean)
 
     def _path(self, gram: np.ndarray, cross: np.ndarray, n: int) -> Path:
         """Solutions `basis @ weights` by setting, from second moments of `n` cells."""
@@ -127,23 +112,12 @@ class Ridge(Translator):
         unit = max(values.mean(), 1e-12)
         rotated = vectors.T @ cross / n
         for penalty in PENALTIES:
-            yield penalty, vectors, rotated / (values.clip(0) + penalty * unit)[:, None]
+            yield vectors, rotated / (values.clip(0) + penalty * unit)[:, None]
 
 
-class _Fitted:
-    """One translation: the weights of its sources, and its coefficients."""
-
-    setting: object
-    error: float
-    center: np.ndarray  # (p,)
-    mean: np.ndarray  # (n_features,)
-    weights: np.ndarray  # (p, n_features)
-
-    def __init__(self, sources: dict[str, float]):
-        self.sources = sources
-
-    def inputs(self, scores: dict[str, np.ndarray]) -> np.ndarray:
-        return np.hstack([weight * scores[m] for m, weight in self.sources.items()])
+def _beside(scores: dict[str, np.ndarray], sources: dict[str, float]) -> np.ndarray:
+    """Weighted inputs side by side."""
+    return np.hstack([weight * scores[m] for m, weight in sources.items()])
 
 
 def _cross(Z: np.ndarray, Y, mean: np.ndarray) -> np.ndarray:
@@ -166,7 +140,7 @@ class ReducedRank(Ridge):
             left, values, right = svd(whitened, full_matrices=False)
             basis, weights = np.linalg.solve(root.T, left), values[:, None] * right
             for rank in RANKS:
-                yield (penalty, rank), basis[:, :rank], weights[:rank]
+                yield basis[:, :rank], weights[:rank]
 
 
 class PLS(Ridge):
@@ -190,7 +164,7 @@ class PLS(Ridge):
             between = deflate @ between @ deflate
         weights = basis.T @ cross
         for a in range(1, n_components + 1):
-            yield a, basis, weights * (np.arange(n_components) < a)[:, None]
+            yield basis, weights * (np.arange(n_components) < a)[:, None]
 
 
 class KernelRidge(Ridge):

@@ -1,5 +1,7 @@
 """The simple methods: the shared interface, and what each one must get right."""
 
+from itertools import product
+
 import anndata as ad
 import mudata as md
 import numpy as np
@@ -16,7 +18,7 @@ from sklearn.neighbors import kneighbors_graph
 import scmoe
 from benchmarks.record.ensembles import Boosting, KernelEnsemble
 from scmoe import baselines
-from scmoe.baselines import heads, regression
+from scmoe.baselines import classifiers, regression
 from scmoe.clusters import communities
 from scmoe.data import DataError, split_mudata
 from scmoe.parts import fusion_weights
@@ -165,7 +167,7 @@ def test_the_discriminant_is_shrunken_linear_discriminant_analysis():
     rng = np.random.default_rng(0)
     labels = np.repeat([0, 1, 3], 30)  # the fold lacks group 2
     Z = rng.normal(size=(90, 5)) + rng.normal(size=(4, 5))[labels]
-    for shrinkage, weights, bias in heads.discriminant(Z, labels, 4):
+    for shrinkage, weights, bias in classifiers.discriminant(Z, labels, 4):
         within = np.concatenate([Z[labels == k] - Z[labels == k].mean(0) for k in (0, 1, 3)])
         cov = within.T @ within / (90 - 3)
         cov = (1 - shrinkage) * cov + shrinkage * np.trace(cov) / 5 * np.eye(5)
@@ -195,7 +197,8 @@ def regression_problem(n_targets=3):
 def test_ridge_solutions_agree_with_scikit_learn():
     Z, Y = regression_problem()
     unit = np.trace(Z.T @ Z) / 80 / 6
-    for penalty, basis, weights in regression.Ridge._path(None, Z.T @ Z, Z.T @ Y, 80):
+    path = regression.Ridge._path(None, Z.T @ Z, Z.T @ Y, 80)
+    for penalty, (basis, weights) in zip(regression.PENALTIES, path, strict=True):
         oracle = ExactRidge(alpha=penalty * unit * 80).fit(Z, Y)
         np.testing.assert_allclose(basis @ weights, oracle.coef_.T, atol=1e-8)
 
@@ -203,7 +206,9 @@ def test_ridge_solutions_agree_with_scikit_learn():
 def test_reduced_rank_solutions_have_their_rank_and_end_in_ridge():
     Z, Y = regression_problem(4)
     unit = np.trace(Z.T @ Z) / 80 / 6
-    for (penalty, rank), basis, weights in regression.ReducedRank._path(None, Z.T @ Z, Z.T @ Y, 80):
+    path = regression.ReducedRank._path(None, Z.T @ Z, Z.T @ Y, 80)
+    settings = product(regression.PENALTIES[2:-2:2], regression.RANKS)
+    for (penalty, rank), (basis, weights) in zip(settings, path, strict=True):
         assert np.linalg.matrix_rank(basis @ weights) == min(rank, 4)
         if rank >= 4:
             oracle = ExactRidge(alpha=penalty * unit * 80).fit(Z, Y)
@@ -212,7 +217,8 @@ def test_reduced_rank_solutions_have_their_rank_and_end_in_ridge():
 
 def test_pls_of_one_target_agrees_with_scikit_learn():
     Z, Y = regression_problem(1)
-    for n_components, basis, weights in regression.PLS._path(None, Z.T @ Z, Z.T @ Y, 80):
+    path = regression.PLS._path(None, Z.T @ Z, Z.T @ Y, 80)
+    for n_components, (basis, weights) in enumerate(path, 1):
         oracle = PLSRegression(n_components, scale=False).fit(Z, Y)
         np.testing.assert_allclose(basis @ weights, oracle.coef_.T, atol=1e-6)
 
