@@ -20,24 +20,24 @@ class Batch(NamedTuple):
 class SparseRows:
     """A CSR matrix on a device whose rows are gathered into dense batches."""
 
-    def __init__(self, matrix, device):
-        self.shape = matrix.shape
+    def __init__(self, matrix, present: np.ndarray, device):
+        self.width = matrix.shape[1]
         self.starts = torch.as_tensor(matrix.indptr.astype(np.int64))  # kept on the host: no sync
         self.columns = torch.as_tensor(matrix.indices.astype(np.int32)).to(device)
-        self.values = torch.as_tensor(matrix.data.astype(np.float32)).to(device)
+        values = matrix.data.astype(np.float32)
+        values[np.repeat(~present, np.diff(matrix.indptr))] = 0
+        self.values = torch.as_tensor(values).to(device)
 
     def rows(self, index: Tensor) -> Tensor:
         """Dense ``(K, B, F)`` rows; ``index`` ``(K, B)`` lies on the host."""
-        shape, index = index.shape, index.flatten()
+        shape, index, device = index.shape, index.flatten(), self.values.device
         lengths = self.starts[index + 1] - self.starts[index]
         total = int(lengths.sum())
         row = torch.repeat_interleave(torch.arange(len(index)), lengths, output_size=total)
         first = lengths.cumsum(0) - lengths
-        source = torch.arange(total) - first[row] + self.starts[index][row]
-        device = self.values.device
-        row, source = row.to(device), source.to(device)
-        out = torch.zeros(len(index), self.shape[1], device=device)
-        out[row, self.columns[source].long()] = self.values[source]
+        source = (torch.arange(total) - first[row] + self.starts[index][row]).to(device)
+        out = torch.zeros(len(index), self.width, device=device)
+        out[row.to(device), self.columns[source].long()] = self.values[source]
         return out.view(*shape, -1)
 
 
@@ -48,7 +48,7 @@ class Cells:
     ----------
     matrices
         Per modality a dense array or CSR matrix ``(N, F_m)``, or ``None`` when not handed over.
-        Rows of cells that lack the modality are ignored.
+        Rows of cells that lack the modality are ignored, whatever stands there.
     present
         ``(N, M)`` bool.
     labels
@@ -57,14 +57,14 @@ class Cells:
 
     def __init__(self, matrices: list, present: np.ndarray, labels=None, device="cpu"):
         self.matrices = [
-            None if m is None else _to_device(_blank(m, present[:, i]), device)
+            None if m is None else _to_device(m, present[:, i], device)
             for i, m in enumerate(matrices)
         ]
         self.device = torch.device(device)
         self.present = torch.as_tensor(present, dtype=torch.bool, device=device)
-        self.labels = (
-            None if labels is None else torch.as_tensor(labels, dtype=torch.long, device=device)
-        )
+        self.labels = labels
+        if labels is not None:
+            self.labels = torch.as_tensor(labels, dtype=torch.long, device=device)
 
     def __len__(self) -> int:
         """Count the cells."""
@@ -74,7 +74,7 @@ class Cells:
         """The cells at ``index`` (row numbers ``(K, B)``, on the host) as dense tensors."""
         on_device = index.to(self.device)
         x = [
-            None if m is None else (m.rows(index) if isinstance(m, SparseRows) else m[on_device])
+            None if m is None else m.rows(index) if isinstance(m, SparseRows) else m[on_device]
             for m in self.matrices
         ]
         labels = None if self.labels is None else self.labels[on_device]
@@ -82,22 +82,13 @@ class Cells:
 
     def batches(self, size: int):
         """All cells in order, ``size`` at a time, the same for all members (K = 1)."""
-        for start in range(0, len(self), size):
-            yield self.batch(torch.arange(start, min(start + size, len(self)))[None])
+        for index in torch.arange(len(self)).split(size):
+            yield self.batch(index[None])
 
 
-def _to_device(matrix, device):
+def _to_device(matrix, present, device):
     if hasattr(matrix, "indptr"):
-        return SparseRows(matrix.tocsr(), device)
+        return SparseRows(matrix.tocsr(), present, device)
+    if not present.all():
+        matrix = np.where(present[:, None], matrix, np.float32(0))
     return torch.as_tensor(np.asarray(matrix, dtype=np.float32)).to(device)
-
-
-def _blank(matrix, present):
-    """``matrix`` with zeros for the cells that lack the modality, whatever stands there."""
-    if present.all():
-        return matrix
-    if hasattr(matrix, "indptr"):
-        matrix = matrix.tocsr(copy=True)
-        matrix.data[np.repeat(~present, np.diff(matrix.indptr))] = 0
-        return matrix
-    return np.where(present[:, None], matrix, np.float32(0))

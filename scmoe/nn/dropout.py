@@ -29,14 +29,9 @@ def dropout(x: Tensor, p: float, training: bool = True) -> Tensor:
 def attention(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, p: float = 0.0
 ) -> Tensor:
-    """Scaled dot-product attention with dropout ``p`` of its weights.
+    """Scaled dot-product attention of ``(B, H, T, d/H)`` with dropout ``p`` of its weights.
 
-    Parameters
-    ----------
-    q, k, v
-        ``(B, H, T, d/H)``.
-    mask
-        ``(B, 1, T, T)`` bool, True where a query may look; ``None``: everywhere.
+    ``mask`` ``(B, 1, T, T)`` is True where a query may look; ``None``: everywhere.
     """
     if p == 0 or p > 0.5 or q.device.type != "cpu":
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=p)
@@ -104,12 +99,9 @@ class _Attention(torch.autograd.Function):
             mean = (grad[rows] * out[rows]).sum(-1).view(*g.shape[:2], 1)  # softmax's own term
             to_scores = g @ _flat(v[rows]).transpose(1, 2)
             to_scores.mul_(kept).addcmul_(weights, mean, value=-1)
-            parts = (
-                to_scores @ (_flat(k[rows]) * ctx.scale),
-                to_scores.transpose(1, 2) @ (_flat(q[rows]) * ctx.scale),
-                kept.transpose(1, 2) @ g,
-            )
-            for whole, part in zip(grads, parts, strict=True):
+            to_q = to_scores @ (_flat(k[rows]) * ctx.scale)
+            to_k = to_scores.transpose(1, 2) @ (_flat(q[rows]) * ctx.scale)
+            for whole, part in zip(grads, (to_q, to_k, kept.transpose(1, 2) @ g), strict=True):
                 whole[rows] = part.view_as(whole[rows])
         return *grads, None, None
 

@@ -30,15 +30,13 @@ DENSE_ENTRIES = 1 << 27  # hidden units of all experts, half a gigabyte
 
 
 class Experts(nn.Module):
-    """Sparse mixture of two-layer perceptrons ``d -> 2d -> d`` with GELU.
+    """Sparse mixture of two-layer perceptrons ``d -> hidden -> d`` with GELU.
 
     No token is dropped, whatever the router does. Under autocast the products run in its type and
     the parameters keep theirs.
 
     Parameters
     ----------
-    n_experts, d, hidden
-        Number of experts, token width, hidden width.
     fastmoe_init
         Start as upstream FastMoE does: Kaiming on a 3-d tensor, so that the bound is
         ``sqrt(out features)`` too small; biases zero.
@@ -66,24 +64,14 @@ class Experts(nn.Module):
             nn.init.uniform_(weight, -bound, bound)
 
     def forward(self, x: Tensor, experts: Tensor, weights: Tensor) -> Tensor:
-        """Weighted sum of each token's experts.
+        """Weighted sum of each token's experts, ``(K, ..., d)`` like the tokens ``x``.
 
-        Parameters
-        ----------
-        x
-            Tokens ``(K, ..., d)``.
-        experts, weights
-            Expert indices, each at most once a token, and gates ``(K, ..., k)``.
-
-        Returns
-        -------
-        Tensor ``(K, ..., d)``.
+        ``experts``, each at most once a token, and their gates ``weights`` are ``(K, ..., k)``.
         """
-        tokens, chosen = self._flat(x, experts)
+        tokens, chosen, backend = self._prepared(x, experts)
         gates = weights.reshape(chosen.shape)
-        backend = self._backend(tokens, chosen)
         if backend == "dense":
-            mixed = self._dense(tokens, chosen, gates)
+            mixed = self._dense(tokens, chosen, gates.to(tokens.dtype))
         else:
             outputs, rows = self._sorted(tokens, chosen, backend)
             mixed = _Collect.apply(outputs, gates.to(outputs.dtype), rows)
@@ -91,27 +79,24 @@ class Experts(nn.Module):
 
     def each(self, x: Tensor, experts: Tensor) -> Tensor:
         """What each chosen expert makes of its token, before the gate: ``(K, ..., k, d)``."""
-        tokens, chosen = self._flat(x, experts)
-        backend = self._backend(tokens, chosen)
+        tokens, chosen, backend = self._prepared(x, experts)
         outputs, rows = self._sorted(tokens, chosen, "grouped" if backend == "dense" else backend)
         return outputs.index_select(0, rows.back.flatten()).view(*experts.shape, -1)
 
-    def _flat(self, x, experts):
-        """Tokens of all members ``(T, d)``, and their experts numbered over members ``(T, k)``."""
+    def _prepared(self, x, experts):
+        """Tokens ``(T, d)``, their experts ``(T, k)`` numbered over members, and the backend."""
         if self.members > 1:
             first = torch.arange(self.members, device=x.device) * self.n_experts
             experts = experts + first.view(-1, *[1] * (experts.ndim - 1))
-        return x.reshape(-1, x.shape[-1]).to(_compute_dtype(x)), experts.flatten(0, -2)
-
-    def _backend(self, x, experts):
-        if self.backend in BACKENDS:
-            return self.backend
-        if self.backend != "auto":
-            raise ValueError(
-                f"backend={self.backend!r} must be 'auto' or one of {', '.join(BACKENDS)}."
-            )
-        kind, (n_tokens, d), k = x.device.type, x.shape, experts.shape[1]
-        return fastest(kind, x.dtype, n_tokens, self.members * self.n_experts, k, d)
+        kind, chosen = x.device.type, experts.flatten(0, -2)
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+        tokens, backend = x.reshape(-1, x.shape[-1]).to(dtype), self.backend
+        if backend == "auto":
+            (n, d), k = tokens.shape, chosen.shape[1]
+            backend = fastest(kind, dtype, n, self.members * self.n_experts, k, d)
+        if backend not in BACKENDS:
+            raise ValueError(f"backend={backend!r} must be 'auto' or one of {', '.join(BACKENDS)}.")
+        return tokens, chosen, backend
 
     def _sorted(self, x, experts, backend):
         """Outputs by expert ``(R, d)``, and where to find a token's."""
@@ -121,21 +106,17 @@ class Experts(nn.Module):
         hidden = F.gelu(linear(inputs, self.w1, self.b1, rows))
         return linear(hidden, self.w2, self.b2, rows), rows
 
-    def _dense(self, x, experts, weights):
+    def _dense(self, x, experts, gates):
         """Every token through all experts of its member; gates of those not chosen are 0."""
         k, e, (_, hidden, d) = self.members, self.n_experts, self.w1.shape
-        gates = x.new_zeros(k, len(x) // k, e)
-        gates = gates.scatter(2, (experts % e).view(k, -1, experts.shape[1]),
-                              weights.to(x.dtype).view(k, -1, experts.shape[1]))  # fmt: skip
-        w1, w2, b2 = self.w1.to(x.dtype), self.w2.to(x.dtype), self.b2.to(x.dtype)
-        first = torch.baddbmm(
-            self.b1.to(x.dtype).view(k, 1, e * hidden),
-            x.view(k, -1, d),
-            w1.view(k, e * hidden, d).transpose(1, 2),
-        )
+        w1, b1, w2, b2 = (p.to(x.dtype) for p in self.parameters())
+        experts, gates = (v.view(k, -1, v.shape[1]) for v in (experts % e, gates))
+        gates = x.new_zeros(k, len(x) // k, e).scatter(2, experts, gates)
+        w1 = w1.view(k, e * hidden, d).transpose(1, 2)
+        first = torch.baddbmm(b1.view(k, 1, e * hidden), x.view(k, -1, d), w1)
         inner = F.gelu(first).view(k, -1, e, hidden) * gates[..., None]
-        second = w2.view(k, e, d, hidden).transpose(2, 3).reshape(k, e * hidden, d)
-        return (inner.flatten(2) @ second + gates @ b2.view(k, e, d)).flatten(0, 1)
+        w2 = w2.view(k, e, d, hidden).transpose(2, 3).reshape(k, e * hidden, d)
+        return (inner.flatten(2) @ w2 + gates @ b2.view(k, e, d)).flatten(0, 1)
 
 
 @cache
@@ -150,8 +131,8 @@ def fastest(
     """
     if d * dtype.itemsize % 16:  # the grouped kernel wants rows that start at multiples of 16 bytes
         return "dense"
-    name = str(dtype).removeprefix("torch.")
-    rows = [r for r in _measured() if (r["device"], r["dtype"]) == (device, name)]
+    name, measured = str(dtype).removeprefix("torch."), json.loads(FASTEST.read_text())["rows"]
+    rows = [r for r in measured if (r["device"], r["dtype"]) == (device, name)]
     if not rows:
         fits = n_tokens * n_experts * 2 * d <= DENSE_ENTRIES
         return "dense" if device == "cuda" and dtype == torch.float32 and fits else "grouped"
@@ -161,16 +142,6 @@ def fastest(
         return sum(math.log(row[key] / value) ** 2 for key, value in shape.items())
 
     return min(rows, key=distance)["backend"]
-
-
-@cache
-def _measured() -> list[dict]:
-    return json.loads(FASTEST.read_text())["rows"]
-
-
-def _compute_dtype(x: Tensor) -> torch.dtype:
-    kind = x.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
 class _Rows(NamedTuple):
@@ -240,9 +211,8 @@ class _Collect(torch.autograd.Function):
         (outputs, weights), rows = ctx.saved_tensors, ctx.rows
         grad = grad.index_select(0, rows.source)  # (R, d)
         to_gate = torch.linalg.vecdot(grad, outputs)[rows.back]  # (T, k)
-        gate = weights.new_zeros(len(outputs)).index_copy_(
-            0, rows.back.flatten(), weights.flatten()
-        )
+        gate = weights.new_zeros(len(outputs))
+        gate.index_copy_(0, rows.back.flatten(), weights.flatten())
         return grad * gate[:, None], to_gate, None
 
 
@@ -269,9 +239,7 @@ class _Grouped(torch.autograd.Function):
     def backward(ctx, grad):
         x, weight, ends = ctx.saved_tensors
         grad, offs = grad.contiguous(), ends.to(torch.int32)
-        grad_x = grad_w = grad_b = None
-        if ctx.needs_input_grad[0]:
-            grad_x = F.grouped_mm(grad, weight, offs=offs)
+        grad_x, grad_w, grad_b = F.grouped_mm(grad, weight, offs=offs), None, None
         if ctx.needs_input_grad[1]:
             grad_w = F.grouped_mm(grad.T, x, offs=offs).float()
             every = torch.arange(len(grad), device=grad.device)

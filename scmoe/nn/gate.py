@@ -42,39 +42,26 @@ class Router(nn.Module):
     """
 
     def __init__(
-        self,
-        d: int,
-        n_experts: int,
-        top_k: int,
-        router_of: list[int],
-        fan_in_experts: bool = False,
-        members: int = 1,
-    ):
+        self, d: int, n_experts: int, top_k: int, router_of: list[int],
+        fan_in_experts: bool = False, members: int = 1,
+    ):  # fmt: skip
         super().__init__()
         self.top_k = top_k
-        n_routers = max(router_of) + 1
         self.register_buffer("router_of", torch.tensor(router_of), persistent=False)
-        self.weight = nn.Parameter(torch.empty(members, n_routers, d, n_experts))
-        self.noise = nn.Parameter(torch.empty(members, n_routers, d, n_experts))
+        shape = members, max(router_of) + 1, d, n_experts
         bound = 1 / math.sqrt(n_experts if fan_in_experts else d)
-        nn.init.uniform_(self.weight, -bound, bound)
-        nn.init.uniform_(self.noise, -bound, bound)
+        self.weight = nn.Parameter(torch.empty(shape).uniform_(-bound, bound))
+        self.noise = nn.Parameter(torch.empty(shape).uniform_(-bound, bound))
 
     def forward(self, x: Tensor, present: Tensor) -> Routing:
-        """Route tokens.
+        """Route tokens ``(K, B, M, P, d)``.
 
-        Parameters
-        ----------
-        x
-            Tokens ``(K, B, M, P, d)``.
-        present
-            ``(K, B, M)`` bool; tokens of absent modalities do not count in the balance loss.
+        Those of modalities that are not ``present`` ``(K, B, M)`` do not count in the balance loss.
         """
         x = x.float()  # which experts a token goes to should not hang on bf16's three digits
         with torch.autocast(x.device.type, enabled=False):
             clean, noisy, scale = self._logits(x)
-            n_kept = min(self.top_k + 1, clean.shape[-1])
-            top, index = noisy.topk(n_kept, dim=-1)
+            top, index = noisy.topk(min(self.top_k + 1, clean.shape[-1]), dim=-1)
             experts = index[..., : self.top_k]
             weights = top[..., : self.top_k].softmax(-1)
             balance = self._balance(clean, noisy, scale, top, experts, weights, present)
@@ -100,18 +87,15 @@ class Router(nn.Module):
         """CV^2 of importance + CV^2 of load, per modality, summed: ``(K,)``."""
         gates = torch.zeros_like(clean).scatter(-1, experts, weights)
         counted = present[..., None, None].to(gates.dtype)
-        importance = (gates * counted).sum((1, 3))  # (K, M, E)
         if scale is None or top.shape[-1] <= self.top_k:
             chosen = (gates > 0).to(gates.dtype)
         else:  # smooth estimate: probability of being among the k under new noise
-            is_in = noisy > top[..., self.top_k, None]
-            threshold = torch.where(
-                is_in, top[..., self.top_k, None], top[..., self.top_k - 1, None]
-            )
+            last_in, first_out = top[..., self.top_k - 1, None], top[..., self.top_k, None]
+            threshold = torch.where(noisy > first_out, first_out, last_in)
             # beyond 12 nothing changes but speed: the slope, exp(-z² / 2), gets too small to
             # be a normal number, with which a CPU is sixty times slower
             chosen = torch.special.ndtr(((clean - threshold) / scale).clamp(-12, 12))
-        load = (chosen * counted).sum((1, 3))
+        importance, load = ((v * counted).sum((1, 3)) for v in (gates, chosen))  # (K, M, E) each
         return (_cv_squared(importance) + _cv_squared(load)).sum(1)
 
 

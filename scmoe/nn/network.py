@@ -12,15 +12,13 @@ from torch import Tensor, nn
 from scmoe.config import ModelConfig
 from scmoe.nn.dropout import dropout
 from scmoe.nn.gate import Routing
-from scmoe.nn.members import LayerNorm, Linear
-from scmoe.nn.transformer import Layer
+from scmoe.nn.layers import Layer, LayerNorm, Linear
 
 
 class Encoded(NamedTuple):
     """What K members make of B cells with M modalities of P tokens each."""
 
     embedded: Tensor  # (K, B, M, P, d) tokens before the first layer
-    tokens: Tensor  # (K, B, M, P, d) tokens after the last layer
     latents: Tensor  # (K, B, M, d) mean over a modality's tokens; zeros where absent
     present: Tensor  # (K, B, M) bool, which modalities were encoded
     routing: list[Routing]  # one per layer
@@ -30,20 +28,15 @@ class Encoded(NamedTuple):
         """Mean latent over the modalities a cell has, ``(K, B, d)``."""
         return self.latents.sum(2) / self.present.sum(2, keepdim=True).clamp(min=1)
 
-    def part(self, rows: slice) -> Encoded:
-        """Some of the cells; the balance loss stays that of the whole batch."""
-        routing = [Routing(*(v[:, rows] for v in r[:-1]), r.balance) for r in self.routing]
-        return Encoded(*(v[:, rows] for v in self[:-1]), routing)
-
-    def showing(self, shown: Tensor) -> Encoded:
-        """The same latents with only the modalities ``shown`` ``(K, B, M)`` counted as present."""
-        shown = shown & self.present
-        return self._replace(latents=self.latents * shown[..., None], present=shown)
-
     @property
     def balance(self) -> Tensor:
         """Load-balance loss of each member, summed over layers and modalities, ``(K,)``."""
         return torch.stack([r.balance for r in self.routing]).sum(0)
+
+    def part(self, rows: slice) -> Encoded:
+        """Some of the cells; the balance loss stays that of the whole batch."""
+        routing = [Routing(*(v[:, rows] for v in r[:-1]), r.balance) for r in self.routing]
+        return Encoded(*(v[:, rows] for v in self[:-1]), routing)
 
 
 class Network(nn.Module):
@@ -65,14 +58,13 @@ class Network(nn.Module):
         super().__init__()
         d, k, n_modalities = config.d, config.members, len(n_features)
         published = config.published_layers
-        self.config, self.n_features, self.n_groups = config, list(n_features), n_groups
-        self.n_patches, self.input_dropout = config.n_patches, config.input_dropout
+        self.config, self.n_features, self.n_patches = config, list(n_features), config.n_patches
+        self.input_dropout = config.input_dropout
         # ceil(F / P) features a patch, the last ones zero-padded
         self.patch_sizes = [math.ceil(f / self.n_patches) for f in n_features]
         self.embed = nn.ModuleList(Linear(k, size, d) for size in self.patch_sizes)
         start = 0.0 if published else 0.02
-        shape = (n_modalities, self.n_patches, d)
-        self.position = nn.Parameter(torch.randn(k, *shape) * start)
+        self.position = nn.Parameter(torch.randn(k, n_modalities, self.n_patches, d) * start)
         self.layers = nn.ModuleList(Layer(config, n_modalities) for _ in range(config.n_layers))
         width, self.act = (d, F.relu) if published else (2 * d, F.gelu)
         self.decoders = nn.ModuleList(
@@ -103,13 +95,12 @@ class Network(nn.Module):
             sees only itself, so that a latent depends on that modality and on no other.
         """
         embedded, present = self.tokens(x, present)
-        if not self.config.attention:
-            return self._attend(embedded, present, None)
-        # nothing to hide: faster without a mask (but asking another device would make it wait)
-        whole = view == "joint" and present.device.type == "cpu" and bool(present.all())
-        return self._attend(
-            embedded, present, None if whole else self.attention_mask(present, view)
-        )
+        mask = None
+        if self.config.attention:
+            # nothing to hide: faster without a mask (but asking another device would make it wait)
+            whole = view == "joint" and present.device.type == "cpu" and bool(present.all())
+            mask = None if whole else self._mask(present, view)
+        return self._attend(embedded, present, mask)
 
     def encode_both(
         self, x: list[Tensor], shown: Tensor, present: Tensor
@@ -120,47 +111,22 @@ class Network(nn.Module):
         apart; without attention one view is both.
         """
         embedded, present = self.tokens(x, present)
+        shown = shown & present
         if not self.config.attention:
             alone = self._attend(embedded, present, None)
-            return alone.showing(shown), alone
-        n = present.shape[1]
-        both = torch.cat([shown & present, present], 1)
-        masks = (
-            self.attention_mask(both[:, :n], "joint"), self.attention_mask(present, "alone")
-        )  # fmt: skip
-        masks = [m.unflatten(0, present.shape[:2]) for m in masks]
-        doubled = torch.cat([embedded, embedded], 1)
-        encoded = self._attend(doubled, both, torch.cat(masks, 1).flatten(0, 1))
+            return alone._replace(latents=alone.latents * shown[..., None], present=shown), alone
+        mask = torch.cat([self._mask(shown, "joint"), self._mask(present, "alone")], 1)
+        both = torch.cat([shown, present], 1)
+        encoded, n = self._attend(torch.cat([embedded, embedded], 1), both, mask), shown.shape[1]
         return encoded.part(slice(None, n)), encoded.part(slice(n, None))
 
     def tokens(self, x: list[Tensor | None], present: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens before the first layer, ``(K, B, M, P, d)``, and what is there, ``(K, B, M)``."""
-        k = self.config.members
-        present = present.expand(k, -1, -1)
+        present = present.expand(self.config.members, -1, -1)
         if any(v is None for v in x):  # asking the device only then: a graph could not be captured
             present = present & torch.tensor([v is not None for v in x], device=present.device)
         tokens = [self._patches(i, v, present[..., i]) for i, v in enumerate(x)]
         return torch.stack(tokens, 2), present
-
-    def _attend(self, embedded, present, mask) -> Encoded:
-        tokens, routing = embedded, []
-        for layer in self.layers:
-            tokens, routed = layer(tokens, mask, present)
-            routing.append(routed)
-        if not self.config.published_layers:
-            tokens = self.norm_out(tokens)
-        latents = tokens.mean(3) * present[..., None]
-        return Encoded(embedded, tokens, latents, present, routing)
-
-    def attention_mask(self, present: Tensor, view: str) -> Tensor:
-        """``(K*B, 1, M*P, M*P)`` bool. A modality always sees itself, so that no row is empty."""
-        present = present.flatten(0, 1)
-        itself = torch.eye(present.shape[1], dtype=torch.bool, device=present.device)
-        blocks = itself.expand(len(present), -1, -1)  # (K*B, M, M) query, key
-        if view == "joint":
-            blocks = blocks | present[:, None, :]
-        p = self.n_patches
-        return blocks.repeat_interleave(p, 1).repeat_interleave(p, 2)[:, None]
 
     def _patches(self, i: int, x: Tensor | None, present: Tensor) -> Tensor:
         """Tokens ``(K, B, P, d)`` of a modality; its position alone where it is not read."""
@@ -176,6 +142,24 @@ class Network(nn.Module):
             return tokens + position
         tokens = F.gelu(self.norm_in[i](tokens + position))
         return dropout(tokens, self.config.dropout, self.training)
+
+    def _mask(self, present: Tensor, view: str) -> Tensor:
+        """``(K, B, 1, M*P, M*P)`` bool. A modality always sees itself: no row is empty."""
+        itself = torch.eye(present.shape[2], dtype=torch.bool, device=present.device)
+        blocks = itself.expand(*present.shape, -1)  # (K, B, M, M) query, key
+        if view == "joint":
+            blocks = blocks | present[:, :, None]
+        p = self.n_patches
+        return blocks.repeat_interleave(p, 2).repeat_interleave(p, 3)[:, :, None]
+
+    def _attend(self, embedded, present, mask) -> Encoded:
+        tokens, routing = embedded, []
+        for layer in self.layers:
+            tokens, routed = layer(tokens, None if mask is None else mask.flatten(0, 1), present)
+            routing.append(routed)
+        if not self.config.published_layers:
+            tokens = self.norm_out(tokens)
+        return Encoded(embedded, tokens.mean(3) * present[..., None], present, routing)
 
     def group_logits(self, encoded: Encoded) -> Tensor:
         """Each member's logits ``(K, B, C)``."""
@@ -196,8 +180,6 @@ class Network(nn.Module):
 
         ``x`` ``(K or 1, B, F_source)``, ``present`` ``(K or 1, B)``; nothing else is at hand.
         """
-        m = len(self.n_features)
-        inputs = [x if j == source else None for j in range(m)]
-        has = torch.zeros(*present.shape, m, dtype=torch.bool, device=present.device)
-        has[..., source] = present
+        inputs = [x if j == source else None for j in range(len(self.n_features))]
+        has = present[..., None].expand(-1, -1, len(inputs))  # only the source is read
         return self.decode(self.encode(inputs, has, "alone"), target, [source])[:, :, 0]
