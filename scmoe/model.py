@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
+from threading import Thread
 
 import anndata as ad
 import mudata as md
@@ -14,8 +17,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
+from threadpoolctl import threadpool_limits
 
-from scmoe.baselines.linear import Linear
+from scmoe.baselines.linear import THREADED_CELLS, Linear, quiet
 from scmoe.config import Config, Task
 from scmoe.data import Split, Transform
 from scmoe.keep import DAMAGED, digest, probe, read_json, recover, replaced
@@ -72,14 +76,21 @@ class ScMoE(Part):
         return known
 
     def _fit(self, known: Known, device, progress, checkpoint) -> OutOfFold | None:
-        ours = self.experts._fit(known, device, progress, checkpoint)
         if self.linear is None:
+            self.experts._fit(known, device, progress, checkpoint)
             self.weights_ = self._tidy({task: 1.0 for task in [None, *self.pairs]})
             return None
+        self.linear._share(self.experts)
+        if len(known.fold) < THREADED_CELLS or torch.get_num_threads() < 2:
+            ours = self.experts._fit(known, device, progress, checkpoint)
+            other = self.linear._fit(known, device, progress, None)
+        else:  # operations are too small to share: each part has a thread of its own
+            with quiet(), threadpool_limits(1):
+                linear = _beside(self.linear.fit_known, known)
+                ours = self.experts._fit(known, device, progress, checkpoint)
+                other = linear.result()
         known = known.few()
         self.experts._finish(known, ours)
-        self.linear._share(self.experts)
-        other = self.linear._fit(known, device, progress, None)
         self.linear._finish(known, other)
         w = _group_weight(known, ours.groups, other.groups)
         weight, mixed = {None: w}, OutOfFold(w * ours.groups + (1 - w) * other.groups, {})
@@ -257,6 +268,20 @@ class ScMoE(Part):
             if weights := note["fusion"].get(type(part).__name__):
                 part.fusion_ = {tuple(subset): np.array(w) for subset, w in weights}
         return model
+
+
+def _beside(function: Callable, *given) -> Future:
+    """Run a function on a thread of its own, for which a caller that is stopped does not wait."""
+    future = Future()
+
+    def run():
+        try:
+            future.set_result(function(*given))
+        except BaseException as error:
+            future.set_exception(error)
+
+    Thread(target=run, daemon=True).start()
+    return future
 
 
 def _check_place(path: Path, overwrite: bool) -> None:

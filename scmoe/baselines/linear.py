@@ -8,6 +8,7 @@ is made on folds held out.
 from __future__ import annotations
 
 import warnings
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -59,12 +60,13 @@ class Linear(Part):
         self.task = task
 
     def _fit(self, known: Known, device, progress, checkpoint) -> OutOfFold:
-        known = known.few()
         # with few cells, a second thread takes longer to start than to be useful
-        with threadpool_limits(1 if len(known.fold) < THREADED_CELLS else None):
-            return self._fit_all(known)
+        with quiet(), threadpool_limits(1 if len(known.fold) < THREADED_CELLS else None):
+            return self.fit_known(known)
 
-    def _fit_all(self, known: Known) -> OutOfFold:
+    def fit_known(self, known: Known) -> OutOfFold:
+        """Fit to cells given as components, on the calling thread and under :func:`quiet`."""
+        known = known.few()
         m = len(self.modalities_)
         subsets = [(i,) for i in range(m)] + ([tuple(range(m))] if m > 1 else [])
         self.heads_, views = [], []
@@ -209,6 +211,15 @@ class Linear(Part):
         }
 
 
+@contextmanager
+def quiet():
+    """No word of classifiers that did not converge; entered by one thread for all."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # the least loss decides, not the last
+        warnings.filterwarnings("ignore", message="Only one sample available")  # a rare group
+        yield
+
+
 def _logistics():
     for C in INVERSE_PENALTIES:
         yield C, Logistic(C=C, max_iter=100, tol=1e-3)
@@ -226,10 +237,7 @@ def _solve(model, Z, labels, n_groups) -> tuple[np.ndarray, np.ndarray]:
     if len(seen) < 2 or len(labels) <= len(seen):
         bias[seen] = 0.0
         return weights, bias if len(seen) else np.zeros(n_groups)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # the least loss decides, not the last
-        warnings.filterwarnings("ignore", message="Only one sample available")  # a rare group
-        model.fit(Z, labels)
+    model.fit(Z, labels)
     coef, intercept = model.coef_.T, model.intercept_
     if len(seen) == 2:  # scikit-learn gives the second group's logit only
         coef, intercept = np.c_[0 * coef, coef], np.r_[0, intercept]

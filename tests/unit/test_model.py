@@ -11,6 +11,7 @@ import scipy.sparse as sp
 import torch
 
 import scmoe
+from scmoe.baselines import Linear
 from scmoe.data import DataError, split_mudata
 from scmoe.networks import _fingerprint
 from scmoe.parts import Known
@@ -213,6 +214,29 @@ def test_the_blend_is_between_its_parts(model, split):
     ours, linear, both = (v - v.mean(1, keepdims=True) for v in logs)
     w = model.weight()
     assert np.allclose(both, w * ours + (1 - w) * linear, atol=1e-4)
+
+
+def test_the_linear_part_is_what_it_is_alone_in_one_thread_or_beside_the_experts(
+    split, model, monkeypatch
+):
+    alone = Linear().fit(split, progress=False)
+    monkeypatch.setattr("scmoe.model.THREADED_CELLS", 0)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        beside = fitted(split)
+    finally:
+        torch.set_num_threads(before)
+    assert alone.rare_.any() and alone.predict(split.test).equals(model.linear.predict(split.test))
+    assert_same_weights(model, beside)
+
+
+def test_an_error_beside_the_experts_is_the_callers(split, monkeypatch):
+    monkeypatch.setattr("scmoe.model.THREADED_CELLS", 0)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(Linear, "fit_known", lambda self, known: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        fitted(split)
 
 
 def test_a_part_that_knows_nothing_gets_no_say(split):
