@@ -12,14 +12,16 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
 import torch
 from mudata import MuData
-from scipy.sparse import issparse
 from torch import Tensor, nn
 
 from scmoe.baselines.linear import HEAD_COMPONENTS, KERNEL_COMPONENTS
 from scmoe.data import DataError
+from scmoe.data.check import expect_known
 from scmoe.networks import Features
+from scmoe.nn.cells import Cells
 
 BATCH = 256  # cells explained together
 
@@ -34,59 +36,44 @@ def complete(mdata: MuData, n: int, seed: int = 0) -> MuData:
 class Answer(nn.Module):
     """A model's answers about cells: `(B, F_1), (B, F_2), ... -> (B, K)`.
 
-    Parameters
-    ----------
-    model
-        A fitted `scmoe.ScMoE`, or one of its parts.
-    target
-        `"group"`, or the modality that is translated to.
-    outputs
-        Names of groups, or of features of the target modality; default all.
-    source
-        Modalities to read; default all but the target.
+    Parameters are those of :func:`scmoe.explain.attribute`, but that `outputs` are all by default.
 
     Attributes
     ----------
     modalities, widths, outputs : names of what is read, its features, names of the K answers.
     """
 
-    def __init__(
-        self,
-        model,
-        target: str = "group",
-        outputs: Sequence[str] | None = None,
-        source: str | Sequence[str] | None = None,
-    ):
+    def __init__(self, model, target="group", outputs=None, source=None):
         super().__init__()
-        self.model = model
         ours = getattr(model, "experts", model)
-        self.experts = ours if hasattr(ours, "network_") else None
+        self.model, self.experts = model, ours if hasattr(ours, "network_") else None
         self.linear = getattr(model, "linear", model if self.experts is None else None)
         self.network = None if self.experts is None else self.experts.network_.eval()
         self.device = torch.device("cpu" if self.network is None else self.network.position.device)
-        names = model.modalities_
+        names, features = model.modalities_, model.transform_.features
         self.target = None if target == "group" else _index(names, [target], "target")[0]
         source = [source] if isinstance(source, str) else source
         self.modalities = [m for m in names if m != target] if source is None else list(source)
         self.sources = _index(names, self.modalities, "source")
         if self.target in self.sources:
             raise ValueError(f"target {target!r} is also a source; it is never read")
-        known = model.groups_ if self.target is None else list(model.transform_.features[target])
-        self.widths = [len(model.transform_.features[name]) for name in self.modalities]
+        self.widths = [len(features[name]) for name in self.modalities]
+        known = model.groups_ if self.target is None else list(features[target])
         self.outputs = known if outputs is None else [str(name) for name in outputs]
         self.columns = _index(known, self.outputs, "output")
 
     def forward(self, *x: Tensor, present: Tensor | None = None, linear: bool = True) -> Tensor:
         """Answers `(B, K)`, or without `linear` what the experts alone contribute to them.
 
-        `present` `(B, M)` bool; default every source of every cell.
+        A single `x` has the features of all sources side by side. `present` `(B, M)` bool; default
+        every source of every cell.
         """
+        x = x[0].split(self.widths, 1) if len(x) == 1 else x
         z, present = self.scores(x, present)
         tell = self._groups if self.target is None else self._translation
         out = x[0].new_zeros(len(x[0]), len(self.columns))
         for pattern in present.unique(dim=0):
-            subset = tuple(pattern.nonzero()[:, 0].tolist())
-            if subset:
+            if subset := tuple(pattern.nonzero()[:, 0].tolist()):
                 rows = (present == pattern).all(1).nonzero()[:, 0]
                 told = tell([None if v is None else v[rows] for v in z], subset, linear)
                 out = out.index_put((rows,), told)
@@ -94,12 +81,11 @@ class Answer(nn.Module):
 
     def scores(self, x: Sequence[Tensor], present: Tensor | None) -> tuple[list, Tensor]:
         """What the parts read, by modality `(B, q)` or None, and what each cell has `(B, M)`."""
-        names, z = self.model.modalities_, [None] * len(self.model.modalities_)
-        read = torch.zeros(len(names), dtype=torch.bool, device=x[0].device)
+        names = self.model.modalities_
+        z, read = [None] * len(names), torch.zeros(len(names), dtype=torch.bool, device=self.device)
         read[self.sources] = True
         for i, values in zip(self.sources, x, strict=True):
-            its = self.model.components_[names[i]]
-            z[i] = values
+            z[i], its = values, self.model.components_[names[i]]
             if not isinstance(its, Features):
                 z[i] = (values - self._tensor(its.mean)) @ self._tensor(its.axes).T / its.scale
         return z, read.expand(len(x[0]), -1) if present is None else present & read
@@ -120,20 +106,19 @@ class Answer(nn.Module):
         return (logs - logs.mean(1, keepdim=True))[:, self.columns]
 
     def _translation(self, z: list, subset: tuple[int, ...], linear: bool) -> Tensor:
-        names, target = self.model.modalities_, self.model.modalities_[self.target]
-        shares = self.model.shares(target, [names[j] for j in subset])
+        names, total = self.model.modalities_, 0.0
+        target, sources = names[self.target], [names[j] for j in subset]
         its = self.model.components_[target]
-        total = z[subset[0]].new_zeros(len(z[subset[0]]), its.n_told)
-        for share, j in zip(shares, subset, strict=True):
-            w, told = self._weight(target, names[j]), 0.0
+        for share, j in zip(self.model.shares(target, sources), subset, strict=True):
+            w, told = self._weight(target, names[j]), z[j].new_zeros(len(z[j]), its.n_told)
             if w > 0:
-                told = w * self._expert_pair(z, j)
+                told = told + w * self._expert_pair(z, j, its.n_told)
             if linear and w < 1:
                 told = told + (1 - w) * self._linear_pair(z[j], target, names[j])
             total = total + float(share) * told
         if isinstance(its, Features):
             return total[:, self.columns]
-        told = its.scale * total @ self._tensor(its.axes)[: total.shape[1], self.columns]
+        told = its.scale * total @ self._tensor(its.axes)[: its.n_told, self.columns]
         return told + self._tensor(its.mean)[self.columns] if linear else told
 
     def _weight(self, *pair: str) -> float:
@@ -144,19 +129,17 @@ class Answer(nn.Module):
 
     def _expert_groups(self, x: list, subset: tuple[int, ...]) -> Tensor:
         if self.experts.published:
-            shape = 1, x[subset[0]].shape[1], len(x)
-            shown = torch.zeros(shape, dtype=torch.bool, device=self.device)
+            shown = torch.zeros(1, x[subset[0]].shape[1], len(x), device=self.device).bool()
             shown[..., list(subset)] = True
             return self.network.group_logits(self.network.encode(x, shown))[0]
         views = self.experts.views_of_members(x, subset)
         logs = views.logsumexp(1) - math.log(views.shape[1])  # (views, B, C)
         return self._fused(logs, self.experts.fusion_.get(subset))
 
-    def _expert_pair(self, z: list, source: int) -> Tensor:
+    def _expert_pair(self, z: list, source: int, n_told: int) -> Tensor:
         x = self.network_inputs(z)[source]
         there = torch.ones(1, x.shape[1], dtype=torch.bool, device=self.device)
         told = self.network.translate(x, there, self.target, source).mean(0)
-        n_told = self.model.components_[self.model.modalities_[self.target]].n_told
         return nn.functional.pad(told, (0, n_told - told.shape[1]))
 
     def _linear_groups(self, z: list, subset: tuple[int, ...]) -> Tensor:
@@ -191,65 +174,44 @@ class Answer(nn.Module):
 
     def batches(self, mdata: MuData):
         """Cells as `(x, present)`: dense features `(B, F)` of each source, and `(B, M)` bool."""
-        scaled = self.model.transform_.transform(mdata, self.modalities)
-        rows = [scaled[m].obs_names.get_indexer(mdata.obs_names) for m in self.modalities]
-        shape = mdata.n_obs, len(self.model.modalities_)
-        present = torch.zeros(shape, dtype=torch.bool, device=self.device)
-        for i, at in zip(self.sources, rows, strict=True):
-            present[:, i] = torch.as_tensor(at >= 0)
-        for start in range(0, mdata.n_obs, BATCH):
-            here, x = slice(start, start + BATCH), []
-            for name, at in zip(self.modalities, rows, strict=True):
-                values = scaled[name].X[at[here][at[here] >= 0]]
-                dense = np.zeros((len(at[here]), values.shape[1]), np.float32)
-                dense[at[here] >= 0] = values.toarray() if issparse(values) else values
-                x.append(self._tensor(dense))
-            yield x, present[here]
+        matrices, has = self.model._matrices(mdata, self.modalities)
+        names, nowhere = self.model.modalities_, np.zeros(mdata.n_obs, bool)
+        present = np.stack([has.get(name, nowhere) for name in names], 1)
+        cells = Cells([matrices.get(name) for name in names], present, device=self.device)
+        for batch in cells.batches(BATCH):
+            yield [batch.x[i][0] for i in self.sources], batch.present[0]
 
     def inputs(self, mdata: MuData) -> list[Tensor]:
-        """All cells at once, for methods that need every source of every cell.
-
-        Raises
-        ------
-        DataError
-            When a cell lacks a source.
-        """
-        parts = list(self.batches(mdata))
+        """All cells at once; a `DataError` where a cell lacks a source."""
+        x, present = zip(*self.batches(mdata), strict=True)
+        there = torch.cat(present).all(0)
         for i, name in zip(self.sources, self.modalities, strict=True):
-            if not all(bool(present[:, i].all()) for _, present in parts):
+            if not there[i]:
                 raise DataError(
                     f"modality {name!r} is missing in some cells: this explanation needs cells "
                     "with every modality it reads; select those, or leave it out of source"
                 )
-        return [torch.cat([x[j] for x, _ in parts]) for j in range(len(self.sources))]
+        return [torch.cat(parts) for parts in zip(*x, strict=True)]
 
     def means(self, background: MuData | None = None) -> list[Tensor]:
         """Give the baseline: each source's mean over `background`, `(F,)`.
 
-        Default: over the cells that the components were fitted to.
-
-        Raises
-        ------
-        ValueError
-            Without background, when the model reads features and stores no mean of theirs.
+        Default: over the cells that the components were fitted to, where the model reads these.
         """
         if background is None:
             its = [self.model.components_[name] for name in self.modalities]
             if any(isinstance(part, Features) for part in its):
                 raise ValueError("this model stores no training mean: pass background=split.train")
             return [self._tensor(part.mean) for part in its]
-        sums, counts = [0.0] * len(self.sources), [0] * len(self.sources)
-        for x, present in self.batches(background):
-            for j, i in enumerate(self.sources):
-                sums[j] = sums[j] + torch.where(present[:, i, None], x[j], 0.0).sum(0)
-                counts[j] += int(present[:, i].sum())
-        return [total / max(count, 1) for total, count in zip(sums, counts, strict=True)]
+        sums, count = [0.0] * len(self.sources), 0
+        for x, present in self.batches(background):  # zero where a cell lacks the source
+            sums = [total + values.sum(0) for total, values in zip(sums, x, strict=True)]
+            count = count + present[:, self.sources].sum(0)
+        return [total / n for total, n in zip(sums, count.clamp(min=1), strict=True)]
 
 
 def _index(known: Sequence[str], wanted: Sequence[str], what: str) -> list[int]:
-    known = [str(name) for name in known]
-    place = {name: i for i, name in enumerate(known)}
-    if unknown := [name for name in wanted if name not in place]:
-        shown = ", ".join(known[:10]) + (", …" if len(known) > 10 else "")
-        raise ValueError(f"unknown {what} {unknown[0]!r}; known: {shown}")
-    return [place[name] for name in wanted]
+    at = pd.Index(known).astype(str).get_indexer(wanted)
+    if (at < 0).any():
+        expect_known(what, wanted[at.argmin()], known)
+    return at.tolist()

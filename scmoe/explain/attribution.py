@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,19 +17,12 @@ import pandas as pd
 import torch
 from mudata import MuData
 
+from scmoe.data.check import expect_known
 from scmoe.explain import gradients, shapley
 from scmoe.explain.answer import Answer
+from scmoe.explain.gradients import PRIMARY
 
-PRIMARY = "expert_gradient_x_input"
-METHODS = {
-    PRIMARY: "expert-resolved gradient × input",
-    "gradient_x_input": "gradient × input",
-    "integrated_gradients": "integrated gradients",
-    "routing": "routing relevance",
-    "shap_gradient": "SHAP Gradient",
-    "shap_permutation": "SHAP Permutation",
-    "shap_kernel": "SHAP Kernel",
-}
+METHODS = gradients.METHODS | shapley.METHODS
 BUDGETS = {"integrated_gradients": 32, "shap_gradient": 200, "shap_permutation": 10}
 
 
@@ -44,10 +36,8 @@ class Explanation:
         Modality -> `(n_cells, n_outputs, n_features)`: what each feature adds to each answer.
     outputs
         Names of the answers; `["own group"]` when each cell's predicted group was asked for.
-    features, cells
-        Names.
-    groups
-        Predicted group of each cell.
+    features, cells, groups
+        Names; of groups each cell's predicted one, or None for a translation.
     inputs
         Modality -> `(n_cells, n_features)`: the features that were read, scaled.
     seconds
@@ -65,9 +55,9 @@ class Explanation:
     features: dict[str, pd.Index]
     cells: pd.Index
     groups: np.ndarray | None
-    budget: int | None = None
-    inputs: dict[str, np.ndarray] | None = None
-    seconds: float = 0.0
+    inputs: dict[str, np.ndarray]
+    budget: int | None
+    seconds: float
     shares: dict[str, np.ndarray] | None = None
     share_names: list[str] = field(default_factory=list)
 
@@ -85,12 +75,8 @@ class Explanation:
     def table(self, by: Sequence[str] | None = None, signed: bool = False) -> pd.DataFrame:
         """Mean absolute attribution by (modality, feature), one column per answer.
 
-        Parameters
-        ----------
-        by
-            A label per cell: one column per label instead, over its cells and all answers.
-        signed
-            Mean attribution, with its sign.
+        With `by`, a label per cell, one column per label instead, over its cells and all answers.
+        With `signed`, mean attribution, with its sign.
         """
         flat = self.flat if signed else np.abs(self.flat)
         if by is None:
@@ -110,16 +96,10 @@ class Explanation:
 
 
 def attribute(
-    model,
-    mdata: MuData,
-    method: str = PRIMARY,
-    target: str = "group",
-    outputs: Sequence[str] | None = None,
-    source: str | Sequence[str] | None = None,
-    background: MuData | None = None,
-    budget: int | None = None,
-    seed: int = 0,
-) -> Explanation:
+    model, mdata: MuData, method: str = PRIMARY, target: str = "group",
+    outputs: Sequence[str] | None = None, source: str | Sequence[str] | None = None,
+    background: MuData | None = None, budget: int | None = None, seed: int = 0,
+) -> Explanation:  # fmt: skip
     """Say what each feature of each cell adds to the model's answers, by one of `METHODS`.
 
     Parameters
@@ -139,34 +119,27 @@ def attribute(
     budget
         Steps (integrated gradients), samples (SHAP Gradient), permutations (SHAP Permutation) or
         coalitions (SHAP Kernel) per cell.
-    Raises
-    ------
-    scmoe.data.DataError
-        When a method that needs every modality meets a cell that lacks one.
 
-    References
-    ----------
+    SHAP's methods need every modality of every cell, and raise a `DataError` where one is missing.
     Gradient × input: Shrikumar et al. 2017. Integrated gradients: Sundararajan et al. 2017, eq. 1.
     SHAP: Lundberg and Lee 2017; expected gradients: Erion et al. 2021, eq. 4.
     """
-    if method not in METHODS:
-        raise ValueError(f"unknown method {method!r}; known: {', '.join(METHODS)}")
+    expect_known("method", method, METHODS)
     answer = Answer(model, target, outputs, source)
     own = target == "group" and outputs is None
     budget = BUDGETS.get(method) if budget is None else budget
-    shares, names = None, []
-    with _clock(answer.device) as seconds:
-        if method in gradients.METHODS:
-            explain = gradients.explainer(method, answer, mdata, background, budget)
-            choose = gradients.own_group if own else gradients.every
-            parts = [[v.detach().cpu().numpy() for v in explain(x, present, choose)]
-                     for x, present in answer.batches(mdata)]  # fmt: skip
-            shares = [np.concatenate(part, axis=1) for part in zip(*parts, strict=True)]
-            values = [part.sum(0) for part in shares]
-            names = gradients.share_names(answer) if method == PRIMARY else []
-        else:
-            values = shapley.explain(answer, mdata, method, background, own, budget, seed)
-    read = answer.modalities
+    clock = time.perf_counter if answer.device.type == "cuda" else time.process_time
+    start, shares = clock(), None
+    if method in gradients.METHODS:
+        explain = gradients.explainer(method, answer, mdata, background, budget)
+        choose = gradients.own_group if own else gradients.every
+        parts = [[v.numpy(force=True) for v in explain(x, present, choose)]
+                 for x, present in answer.batches(mdata)]  # fmt: skip
+        shares = [np.concatenate(part, axis=1) for part in zip(*parts, strict=True)]
+        values = [part.sum(0) for part in shares]
+    else:
+        values = shapley.explain(answer, mdata, method, background, own, budget, seed)
+    seconds, read, split = clock() - start, answer.modalities, method == PRIMARY
     inputs = [torch.cat(parts).numpy(force=True)
               for parts in zip(*(x for x, _ in answer.batches(mdata)), strict=True)]  # fmt: skip
     return Explanation(
@@ -177,23 +150,9 @@ def attribute(
         features={m: model.transform_.features[m] for m in read},
         cells=mdata.obs_names,
         groups=model.predict(mdata)["group"].to_numpy() if target == "group" else None,
-        budget=budget,
         inputs=dict(zip(read, inputs, strict=True)),
-        seconds=seconds[0],
-        shares=dict(zip(read, shares, strict=True)) if names else None,
-        share_names=names,
+        budget=budget,
+        seconds=seconds,
+        shares=dict(zip(read, shares, strict=True)) if split else None,
+        share_names=gradients.share_names(answer) if split else [],
     )
-
-
-@contextmanager
-def _clock(device):
-    """Put the seconds that a block takes into a list when it is left."""
-    clock, seconds = time.process_time, []
-    if device.type == "cuda":
-        clock = time.perf_counter
-        torch.cuda.synchronize()
-    start = clock()
-    yield seconds
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    seconds.append(clock() - start)

@@ -32,17 +32,9 @@ RIDGE = 100.0  # penalty of the probe on standardised token coordinates
 
 @dataclass
 class Concept:
-    """Cells that show it and cells that do not; cells in neither take no part.
+    """Cells that show it and cells that do not, `(n_cells,)` of bool; others take no part."""
 
-    Attributes
-    ----------
-    name
-        As figures say it.
-    shows, lacks
-        `(n_cells,)` of bool.
-    """
-
-    name: str
+    name: str  # as figures say it
     shows: np.ndarray
     lacks: np.ndarray
 
@@ -53,14 +45,13 @@ class Concept:
         return cls(name, shows, ~shows)
 
     @classmethod
-    def of_values(cls, name: str, values, within: Sequence[str] | None = None) -> Concept:
+    def of_values(cls, name: str, values, within: Sequence[str]) -> Concept:
         """Upper third of `values` against the lower third, taken within each label of `within`.
 
         Matched in this way, the concept is not the label by another name. Labels with fewer than
         six cells take no part.
         """
-        values = np.asarray(values, float)
-        within = np.full(len(values), "all") if within is None else np.asarray(within, str)
+        values, within = np.asarray(values, float), np.asarray(within, str)
         shows, lacks = np.zeros((2, len(values)), bool)
         for label in set(within):
             cells = np.flatnonzero((within == label) & np.isfinite(values))
@@ -93,13 +84,7 @@ def tokens(model, mdata: MuData) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def _beside(values) -> np.ndarray:
-    """A modality's tokens `(..., K, B, M, P, d)` side by side, `(..., B, M, P*K*d)`."""
-    moved = np.moveaxis(values.numpy(force=True), -5, -2)
-    return moved.reshape(*moved.shape[:-3], -1)
-
-
-def gradients(model, mdata: MuData, groups: Sequence[str]) -> np.ndarray:
+def _gradients(model, mdata: MuData, groups: Sequence[str]) -> np.ndarray:
     """Gradients of the groups' centred logits at the tokens, `(n_groups, n_cells, M, P*K*d)`."""
     answer, parts = Answer(getattr(model, "experts", model), outputs=groups), []
     for x, present in answer.batches(mdata):
@@ -109,6 +94,12 @@ def gradients(model, mdata: MuData, groups: Sequence[str]) -> np.ndarray:
         grads = [torch.autograd.grad(k.sum(), at, retain_graph=True)[0] for k in out.T]
         parts.append(_beside(torch.stack(grads)))
     return np.concatenate(parts, axis=1)
+
+
+def _beside(values) -> np.ndarray:
+    """A modality's tokens `(..., K, B, M, P, d)` side by side, `(..., B, M, P*K*d)`."""
+    moved = np.moveaxis(values.numpy(force=True), -5, -2)
+    return moved.reshape(*moved.shape[:-3], -1)
 
 
 def probes(
@@ -152,11 +143,14 @@ def _directions(x: np.ndarray, shows: np.ndarray) -> tuple[np.ndarray, np.ndarra
     """Unit vectors `(C, D)` and the middle between the classes along each `(C,)`."""
     scale = np.maximum(x.std(0), 1e-12)
     fitted = Ridge(RIDGE).fit((x - x.mean(0)) / scale, shows.astype(float))
-    vectors = np.atleast_2d(fitted.coef_) / scale  # a single concept has coefficients (D,)
-    vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    vectors = _unit(np.atleast_2d(fitted.coef_) / scale)  # a single concept has coefficients (D,)
     along = x @ vectors.T
     high, low = ((along * of).sum(0) / np.maximum(of.sum(0), 1) for of in (shows, ~shows))
     return vectors, (high + low) / 2
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
 
 
 def concept_scores(
@@ -166,13 +160,8 @@ def concept_scores(
 
     Both tables hold scores against `n_random` random concepts of the same sizes: `p` from their
     mean and standard deviation (normal tail), `q` after the correction of Benjamini and Hochberg
-    over the whole table.
-
-    Parameters
-    ----------
-    mdata
-        Cells as measured, on which the concepts are defined. For scores that mean anything, cells
-        that the model was not trained on, or all cells.
+    over the whole table. For scores that mean anything, `mdata` has cells that the model was not
+    trained on, or all cells.
 
     Returns
     -------
@@ -183,9 +172,7 @@ def concept_scores(
     """
     predicted = model.predict(mdata)["group"].to_numpy()
     groups, acts = sorted(set(predicted)), tokens(model, mdata)
-    grads = gradients(model, mdata, groups)
-    grads = grads / np.maximum(np.linalg.norm(grads, axis=-1, keepdims=True), 1e-12)
-    rng = np.random.default_rng(seed)
+    grads, rng = _unit(_gradients(model, mdata, groups)), np.random.default_rng(seed)
     found, uses = [], []
     for concept in concepts:
         null = [concept.at_random(rng) for _ in range(n_random)]

@@ -53,8 +53,7 @@ def deletion_curves(curves: pd.DataFrame, title: str) -> Figure:
     return legend(fig, 2)
 
 
-def heatmap(table: pd.DataFrame, title: str, label: str, signed: bool = False,
-            digits: int = 2) -> Figure:  # fmt: skip
+def heatmap(table: pd.DataFrame, title: str, label: str, signed: bool = False) -> Figure:
     """Draw a table as coloured cells, numbers in them where there is room.
 
     `label` says what colour means, with its unit; `signed` has colours on both sides of zero.
@@ -65,7 +64,7 @@ def heatmap(table: pd.DataFrame, title: str, label: str, signed: bool = False,
     fig, (ax,) = figure(title, height=height)
     high = max(np.nanmax(np.abs(table.to_numpy(float)), initial=0), 1e-9)
     look = {"cmap": "RdBu_r" if signed else SHARES, "vmin": -high * signed, "vmax": high}
-    sns.heatmap(table, ax=ax, annot=table.shape[1] <= 12, fmt=f".{digits}f", linewidths=0.5,
+    sns.heatmap(table, ax=ax, annot=table.shape[1] <= 12, fmt=".2f", linewidths=0.5,
                 annot_kws={"size": 9}, cbar_kws={"label": label}, **look)  # fmt: skip
     ax.tick_params(axis="x", rotation=90 * turned, length=0)
     ax.tick_params(axis="y", rotation=0, length=0)

@@ -17,7 +17,13 @@ from captum.attr import IntegratedGradients
 from mudata import MuData
 from torch import Tensor
 
-METHODS = ("expert_gradient_x_input", "gradient_x_input", "integrated_gradients", "routing")
+PRIMARY = "expert_gradient_x_input"
+METHODS = {
+    PRIMARY: "expert-resolved gradient × input",
+    "gradient_x_input": "gradient × input",
+    "integrated_gradients": "integrated gradients",
+    "routing": "routing relevance",
+}
 
 
 def explainer(method: str, answer, mdata: MuData, background: MuData | None, budget) -> Callable:
@@ -28,8 +34,7 @@ def explainer(method: str, answer, mdata: MuData, background: MuData | None, bud
     means = answer.means(background)
     if method == "integrated_gradients":
         return partial(_integrated_gradients, answer, means, budget)
-    split = method == "expert_gradient_x_input"
-    return partial(_expert_gradient if split else _gradient, answer, means)
+    return partial(_expert_gradient if method == PRIMARY else _gradient, answer, means)
 
 
 def own_group(out: Tensor) -> list[Tensor]:
@@ -59,7 +64,6 @@ def _expert_gradient(answer, means, x, present, choose) -> list[Tensor]:
         out = answer(*x, present=present, linear=False)
     shares = [[] for _ in share_names(answer)]
     for c in choose(whole):
-        total = _grad(whole, x, c)
         through = [[torch.zeros_like(v) for v in x] for _ in shares[1:]]
         at_all = _grad(out, seen["mixed"], c)
         for stream, at_tokens in zip(seen["stream"], at_all, strict=True):
@@ -68,8 +72,8 @@ def _expert_gradient(answer, means, x, present, choose) -> list[Tensor]:
                 for sum_, grad in zip(share, _grad(stream, x, at_stream), strict=True):
                     sum_ += grad
         by_network = [sum(parts) for parts in zip(*through, strict=True)]
-        shares[0].append([t - n for t, n in zip(total, by_network, strict=True)])
-        for share, grads in zip(shares[1:], through, strict=True):
+        linear = [t - n for t, n in zip(_grad(whole, x, c), by_network, strict=True)]
+        for share, grads in zip(shares, [linear, *through], strict=True):
             share.append(grads)
     return _times_input(shares, x, means, present, answer)
 
@@ -134,14 +138,14 @@ def _times_input(shares, x, means, present, answer) -> list[Tensor]:
 
 def share_names(answer) -> list[str]:
     """Names of the shares that the expert-resolved gradient is split into."""
-    sizes = answer.network.config
-    return ["linear part", "no expert", *expert_names(sizes.members, sizes.n_experts)]
+    return ["linear part", "no expert", *expert_names(answer.network.config)]
 
 
-def expert_names(members: int, n_experts: int) -> list[str]:
+def expert_names(sizes) -> list[str]:
     """Names of all experts; expert 3 of one member is another one than that of the next."""
-    one = [f"expert {e}" for e in range(n_experts)]
-    return one if members == 1 else [f"member {k} {name}" for k in range(members) for name in one]
+    one = [f"expert {e}" for e in range(sizes.n_experts)]
+    members = range(sizes.members)
+    return one if sizes.members == 1 else [f"member {k} {name}" for k in members for name in one]
 
 
 # --- integrated gradients, routing ---
@@ -160,14 +164,14 @@ def _integrated_gradients(answer, means, n_steps, x, present, choose) -> list[Te
         torch.where(present[:, i, None], mean, values)
         for i, mean, values in zip(answer.sources, means, x, strict=True)
     ]
+    options = {"n_steps": n_steps, "method": "gausslegendre", "internal_batch_size": 8 * len(x[0])}
     parts = [
         IntegratedGradients(asked).attribute(
-            tuple(x), tuple(base), n_steps=n_steps, method="gausslegendre",
-            additional_forward_args=(present, c), internal_batch_size=8 * len(x[0]),
+            tuple(x), tuple(base), additional_forward_args=(present, c), **options
         )
         for c in cotangents
-    ]  # fmt: skip
-    return [torch.stack([part[j].float() for part in parts], 1)[None] for j in range(len(x))]
+    ]
+    return [torch.stack(part, 1).float()[None] for part in zip(*parts, strict=True)]
 
 
 @torch.no_grad()
@@ -185,11 +189,10 @@ def _routing_relevance(answer, usual, groups, x, present, choose) -> list[Tensor
     else:
         tokens = (g * ((g + 0.01) / usual).log()).sum(-1)[:, None].expand(-1, out.shape[1], -1, -1)
     tokens = torch.stack([(tokens * c[..., None, None]).sum(1) for c in choose(out)], 1)
-    result = []
-    for j, i in enumerate(answer.sources):
-        n_features = x[j].shape[1]
-        patch = torch.arange(n_features, device=x[j].device) // -(-n_features // tokens.shape[-1])
-        count = torch.bincount(patch, minlength=tokens.shape[-1]).clamp(min=1)
+    result, n_patches = [], tokens.shape[-1]
+    for i, n_features in zip(answer.sources, answer.widths, strict=True):
+        patch = torch.arange(n_features, device=tokens.device) // -(-n_features // n_patches)
+        count = torch.bincount(patch, minlength=n_patches).clamp(min=1)
         result.append((tokens[:, :, i] / count)[:, :, patch][None])
     return result
 

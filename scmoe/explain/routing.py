@@ -1,7 +1,8 @@
 """What one forward pass says: which experts serve which tokens, groups and modalities.
 
 The functions take the AnnData of `ScMoE.get_routing` and look at its last layer. Usage means shares
-of gate weight. Expert 3 of one member of the ensemble is another one than that of the next.
+of gate weight. Expert 3 of one member of the ensemble is another one than that of the next; where
+one expert is named, it is one of the first member's.
 """
 
 from __future__ import annotations
@@ -34,28 +35,39 @@ def gates(routing: AnnData) -> np.ndarray:
     return np.asarray(routing.X[:, last]).reshape(routing.n_obs, *sizes)
 
 
-def modalities(routing: AnnData) -> list[str]:
-    """Names of the modalities, in order."""
-    return list(dict.fromkeys(routing.var["modality"]))
+def side_by_side(g: np.ndarray) -> np.ndarray:
+    """Experts of all members side by side, the first member's first: `(n_cells, M, P, K*E)`."""
+    return np.moveaxis(g / g.shape[1], 1, 3).reshape(*g.shape[:1], *g.shape[2:4], -1)
 
 
-def usage(routing: AnnData, by: Sequence[str] | None = None, member: int = 0) -> pd.DataFrame:
-    """Share of gate weight that each expert of a member has, by modality and label.
+def _of_first_member(routing: AnnData) -> dict[str, np.ndarray]:
+    """Gate weight of each expert in each cell, `(n_cells, E)`, by modality."""
+    per_cell = gates(routing)[:, 0].sum(2)  # (n_cells, M, E)
+    return {m: per_cell[:, i] for i, m in enumerate(routing.var["modality"].unique())}
+
+
+def usage(routing: AnnData, by: Sequence[str] | None = None) -> pd.DataFrame:
+    """Share of gate weight that each expert has, by modality and label.
 
     Rows (modality, label), columns the experts; a row sums to 1. `by` has a label per cell, such as
     its group; default one label, "all".
     """
     by = np.full(routing.n_obs, "all") if by is None else np.asarray(by, str)
-    per_cell = gates(routing)[:, member].sum(2)  # (n_cells, M, E)
     rows = {}
-    for i, modality in enumerate(modalities(routing)):
+    for modality, per_cell in _of_first_member(routing).items():
         for label in sorted(set(by)):
-            total = per_cell[by == label, i].sum(0)
+            total = per_cell[by == label].sum(0)
             if total.sum() > 0:
                 rows[modality, label] = total / total.sum()
     table = pd.DataFrame.from_dict(rows, orient="index")
     table.index = pd.MultiIndex.from_tuples(rows, names=["modality", "label"])
     return table.rename_axis(columns="expert")
+
+
+def dominant_expert(routing: AnnData, modality: str) -> np.ndarray:
+    """The expert with the largest gate weight in each cell, as text ("" where absent)."""
+    per_cell = _of_first_member(routing)[modality]
+    return np.where(per_cell.sum(1) > 0, per_cell.argmax(1).astype(str), "")
 
 
 def specialisation(routing: AnnData, by: Sequence[str], seed: int = 0) -> pd.DataFrame:
@@ -74,7 +86,7 @@ def specialisation(routing: AnnData, by: Sequence[str], seed: int = 0) -> pd.Dat
     labels = (by[:, None] == np.unique(by)).astype(float)  # (n_cells, G)
     per_cell = side_by_side(gates(routing)).sum(2)  # (n_cells, M, K*E)
     rows = {}
-    for i, modality in enumerate(modalities(routing)):
+    for i, modality in enumerate(routing.var["modality"].unique()):
         has = per_cell[:, i].sum(1) > 0
         own, cells = labels[has], per_cell[has, i]
         draws = [rng.permutation(len(own)) for _ in range(N_PERMUTATIONS)]
@@ -86,16 +98,16 @@ def specialisation(routing: AnnData, by: Sequence[str], seed: int = 0) -> pd.Dat
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def mutual_information(joint: np.ndarray) -> float:
-    """Mutual information in bits of a table of weights (rows × columns)."""
-    joint = joint / max(joint.sum(), TINY)
-    expected = joint.sum(1, keepdims=True) * joint.sum(0, keepdims=True)
-    ratio = np.divide(joint, expected, out=np.ones_like(joint), where=joint > 0)
-    return float((joint * np.log2(ratio)).sum())
-
-
 def _against(joint, null) -> dict:
-    bits, null = mutual_information(joint), np.array([mutual_information(n) for n in null])
+    """Mutual information in bits of a table of weights, beside that of tables by chance."""
+
+    def information(table):
+        table = np.asarray(table, float)
+        sums = table.sum(1), table.sum(0), table.ravel()
+        rows, columns, both = (entropy(each, base=2) for each in sums)
+        return rows + columns - both
+
+    bits, null = information(joint), np.array([information(table) for table in null])
     return {
         "bits": bits,
         "null": null.mean(),
@@ -105,24 +117,12 @@ def _against(joint, null) -> dict:
     }
 
 
-def side_by_side(g: np.ndarray) -> np.ndarray:
-    """Experts of all members side by side, the first member's first: `(n_cells, M, P, K*E)`."""
-    return np.moveaxis(g / g.shape[1], 1, 3).reshape(*g.shape[:1], *g.shape[2:4], -1)
-
-
-def dominant_expert(routing: AnnData, modality: str, member: int = 0) -> np.ndarray:
-    """A member's expert with the largest gate weight in each cell, as text ("" where absent)."""
-    per_cell = gates(routing)[:, member, modalities(routing).index(modality)].sum(1)  # (n_cells, E)
-    return np.where(per_cell.sum(1) > 0, per_cell.argmax(1).astype(str), "")
-
-
 def without_expert(model, expert: int):
     """Give a copy of the model in which an expert of the last layer adds nothing; routes stay.
 
     Experts are numbered through all members, the first member's first.
     """
-    silenced = copy.copy(model)
-    part = silenced
+    silenced = part = copy.copy(model)
     if hasattr(model, "experts"):
         part = silenced.experts = copy.copy(model.experts)
     part.network_ = copy.deepcopy(part.network_)
@@ -143,16 +143,15 @@ def ablation(model, mdata: MuData, labels: Sequence[str]) -> pd.DataFrame:
     expert. Groups that the model does not know are left out.
     """
     labels = np.asarray(labels, str)
-    known = np.isin(labels, model.groups_)
-    column = pd.Index(model.groups_).get_indexer(labels[known])
+    column = pd.Index(model.groups_).get_indexer(labels)
+    known = np.flatnonzero(column >= 0)
 
     @torch.no_grad()
     def own(some_model):
         answer = Answer(some_model)
         out = torch.cat([answer(*x, present=present) for x, present in answer.batches(mdata)])
-        return out.cpu().numpy()[known][np.arange(len(column)), column]
+        return out.numpy(force=True)[known, column[known]]
 
-    whole, drops, sizes = own(model), {}, model.config.model
-    for expert, name in enumerate(expert_names(sizes.members, sizes.n_experts)):
-        drops[name] = whole - own(without_expert(model, expert))
+    whole, names = own(model), expert_names(model.config.model)
+    drops = {name: whole - own(without_expert(model, i)) for i, name in enumerate(names)}
     return pd.DataFrame(drops).groupby(labels[known]).mean().rename_axis(index="group")

@@ -178,9 +178,9 @@ def test_shap_gradient_approaches_integrated_gradients_from_the_mean():
 def test_wrong_questions_are_refused():
     model, cells, background = fitted()
     for asked, words in [
-        ({"method": "magic"}, "unknown method"),
-        ({"outputs": ["nobody"]}, "unknown output 'nobody'"),
-        ({"target": "smell"}, "unknown target"),
+        ({"method": "magic"}, "method='magic'"),
+        ({"outputs": ["nobody"]}, "output='nobody'"),
+        ({"target": "smell"}, "target='smell'"),
         ({"target": "rna", "source": "rna"}, "also a source"),
         ({"method": "shap_gradient"}, "background"),
     ]:
