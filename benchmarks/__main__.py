@@ -17,8 +17,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import common
-from benchmarks.gpu import gpu
-from benchmarks.speed import epochs, experts, parts, scaling
+from benchmarks.speed import epochs, experts, gpu, parts, scaling
 
 CASES = {case.__name__: case for case in (epochs, parts, experts, scaling, gpu)}
 THREADS = 2

@@ -54,8 +54,7 @@ SHAPES = {
 def dense_cells(features, n_cells, n_groups) -> tuple[list[np.ndarray], np.ndarray]:
     """Gaussian groups: matrices ``(N, F_m)`` float32 and group numbers ``(N,)``."""
     rng = np.random.default_rng(0)
-    labels = rng.integers(n_groups, size=n_cells)
-    matrices = []
+    labels, matrices = rng.integers(n_groups, size=n_cells), []
     for f in features:
         centres = rng.standard_normal((n_groups, f), dtype=np.float32)
         matrices.append(0.5 * centres[labels] + rng.standard_normal((n_cells, f), dtype=np.float32))
@@ -88,18 +87,17 @@ class Pair(NamedTuple):
     both: Cells | None  # training cells, then those that an epoch evaluates
     supervised: bool
 
-    def losses(self, precision="float32", cells=None) -> Step:
-        """Our losses of a batch, over training cells or other ``cells``."""
+    def losses(self, precision="float32") -> Step:
+        """Our losses of a batch of training cells."""
         config = self.config.replace(precision=precision).train
         fold = torch.full((len(self.train),), -1)  # the only member learns from all
-        return Step(self.network.train(), config, cells or self.train, fold, self.supervised)
+        return Step(self.network.train(), config, self.train, fold, self.supervised)
 
-    def step(self, losses: Callable, capturable=False) -> Callable[[torch.Tensor], None]:
+    def step(self, losses: Callable) -> Callable[[torch.Tensor], None]:
         """One training step of ours, as :func:`scmoe.fit.fit` does it, for timing alone."""
         optimiser = torch.optim.AdamW(
-            self.network.parameters(), lr=self.config.train.lr, weight_decay=0.0, fused=True,
-            capturable=capturable,
-        )  # fmt: skip
+            self.network.parameters(), lr=self.config.train.lr, weight_decay=0.0, fused=True
+        )
 
         def run(index):
             optimiser.zero_grad(set_to_none=True)
@@ -125,11 +123,9 @@ def pair(name: str, tiny: bool = False, device: str = "cpu") -> Pair:
         x, labels = atac_cells(n_all, *shape.features, shape.n_groups)
         plain = [x[0].toarray(), x[1]]
     else:
-        x, labels = dense_cells(shape.features, n_all, shape.n_groups)
-        plain = x
-    parts = [[m[:n_train] for m in plain], labels[:n_train]]
-    parts += [[m[n_train:] for m in plain], labels[n_train:]]
-    naive = Naive(config, *parts, shape.n_groups, shape.supervised, device=device)
+        x, labels = plain, _ = dense_cells(shape.features, n_all, shape.n_groups)
+    parts = [([m[s] for m in plain], labels[s]) for s in (slice(n_train), slice(n_train, None))]
+    naive = Naive(config, *parts, shape.n_groups, shape.supervised, device)
     torch.manual_seed(0)
     network = Network(config.model, shape.features, shape.n_groups).to(device)
     train, both = (
@@ -166,23 +162,16 @@ def seconds(function: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def interleaved(
-    functions: dict[str, Callable[[], object]], rounds: int, keep_memory: bool = True
-) -> dict[str, float]:
+def interleaved(functions: dict[str, Callable], rounds: int, keep_memory=True) -> dict[str, float]:
     """Median seconds of each function, called in turn: what slows one round slows all alike.
 
     ``keep_memory``: parts of a step find memory as they do in training. A whole training looks
     after its own.
     """
-    times = {name: [] for name in functions}
     gc.collect()
     with memory_kept() if keep_memory else nullcontext():
-        for turn in range(rounds + 1):
-            for name, function in functions.items():
-                taken = seconds(function)
-                if turn:  # the first is a warm-up
-                    times[name].append(taken)
-    return {name: median(values) for name, values in times.items()}
+        times = [{k: seconds(call) for k, call in functions.items()} for _ in range(rounds + 1)]
+    return {name: median(turn[name] for turn in times[1:]) for name in functions}  # a warm-up first
 
 
 def slope(x, y) -> float:
@@ -204,12 +193,11 @@ def machine() -> dict:
 
 def _processor() -> str:
     """Name of the processor, and its instructions for matrix products."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
+    info = Path("/proc/cpuinfo")
+    if not info.exists():
         return platform.processor() or platform.machine()
-    found = dict(line.split(":", 1) for line in lines if ":" in line)
-    found = {key.strip(): value.strip() for key, value in found.items()}
+    lines = [line.partition(":") for line in info.read_text().splitlines()]
+    found = {key.strip(): value.strip() for key, _, value in lines}
     known = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
     flags = [f for f in known if f in found.get("flags", "").split()]
     return f"{found.get('model name', platform.machine())} ({', '.join(flags)})"

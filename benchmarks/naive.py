@@ -27,10 +27,9 @@ class NaiveGate(nn.Module):
 
     def __init__(self, d, n_experts, top_k):
         super().__init__()
-        self.top_k, self.n_experts = top_k, n_experts
+        self.top_k, self.n_experts, self.loss = top_k, n_experts, None
         self.w_gate = nn.Parameter(torch.zeros(d, n_experts))
         self.w_noise = nn.Parameter(torch.zeros(d, n_experts))
-        self.loss = None
         for w in (self.w_gate, self.w_noise):
             nn.init.kaiming_uniform_(w, a=math.sqrt(5))
 
@@ -40,34 +39,24 @@ class NaiveGate(nn.Module):
         return x.float().var() / (x.float().mean() ** 2 + 1e-10)
 
     def _prob_in_top_k(self, clean, noisy, scale, top):
-        m = top.shape[1]
-        flat = top.flatten()
-        position_in = torch.arange(clean.shape[0], device=clean.device) * m + self.top_k
-        threshold_in = torch.gather(flat, 0, position_in).unsqueeze(1)
-        is_in = torch.gt(noisy, threshold_in)
-        threshold_out = torch.gather(flat, 0, position_in - 1).unsqueeze(1)
-        normal = Normal(
-            torch.tensor([0.0], device=clean.device), torch.tensor([1.0], device=clean.device)
-        )
+        threshold_in = top[:, self.top_k : self.top_k + 1]
+        threshold_out = top[:, self.top_k - 1 : self.top_k]
+        normal = Normal(*torch.tensor([[0.0], [1.0]], device=clean.device))
         prob_in = normal.cdf((clean - threshold_in) / scale)
         prob_out = normal.cdf((clean - threshold_out) / scale)
-        return torch.where(is_in, prob_in, prob_out)
+        return torch.where(noisy > threshold_in, prob_in, prob_out)
 
     def forward(self, x):
-        clean = x @ self.w_gate
+        clean = logits = x @ self.w_gate
         if self.training:
             scale = F.softplus(x @ self.w_noise) + 1e-2
-            noisy = clean + torch.randn_like(clean) * scale
-            logits = noisy
-        else:
-            logits = clean
+            logits = clean + torch.randn_like(clean) * scale
         top_logits, top_index = logits.topk(min(self.top_k + 1, self.n_experts), dim=1)
         kept, index = top_logits[:, : self.top_k], top_index[:, : self.top_k]
         gates = F.softmax(kept, dim=1)
-        zeros = torch.zeros_like(logits)
-        full = zeros.scatter(1, index, gates)
+        full = torch.zeros_like(logits).scatter(1, index, gates)
         if self.training and self.top_k < self.n_experts:
-            load = self._prob_in_top_k(clean, noisy, scale, top_logits).sum(0)
+            load = self._prob_in_top_k(clean, logits, scale, top_logits).sum(0)
         else:
             load = (full > 0).sum(0)
         self.loss = self._cv_squared(full.sum(0)) + self._cv_squared(load)
@@ -86,15 +75,13 @@ class NaiveMoE(nn.Module):
         self.gates = nn.ModuleList(NaiveGate(d, n_experts, top_k) for _ in range(n_routers))
 
     def forward(self, x, router):
-        shape = x.shape
-        x = x.reshape(-1, shape[-1])
+        shape, x = x.shape, x.reshape(-1, x.shape[-1])
         index, gates = self.gates[router](x)
         out = torch.zeros_like(x)
         for e, expert in enumerate(self.experts):
             token, slot = torch.where(index == e)
-            if len(token) == 0:
-                continue
-            out.index_add_(0, token, expert(x[token]) * gates[token, slot].unsqueeze(1))
+            if len(token):
+                out.index_add_(0, token, expert(x[token]) * gates[token, slot].unsqueeze(1))
         return out.reshape(shape)
 
 
@@ -119,24 +106,22 @@ class NaiveNetwork(nn.Module):
 
     def __init__(self, config: Config, n_features: list[int], n_groups: int):
         super().__init__()
-        c = config.model
-        self.config, self.n_features, self.n_patches = config, n_features, c.n_patches
+        c, m = config.model, len(n_features)
+        self.n_patches = c.n_patches
         self.sizes = [math.ceil(f / c.n_patches) for f in n_features]
         self.embed = nn.ModuleList(nn.Linear(s, c.d) for s in self.sizes)
-        self.position = nn.ParameterList(
-            nn.Parameter(torch.zeros(c.n_patches, c.d)) for _ in n_features
-        )
+        starts = [nn.Parameter(torch.zeros(c.n_patches, c.d)) for _ in n_features]
+        self.position = nn.ParameterList(starts)
         self.norm1, self.norm2 = nn.LayerNorm(c.d), nn.LayerNorm(c.d)
         self.attention = NaiveAttention(c.d, c.n_heads, c.attention_dropout)
-        n_routers = c.n_routers or len(n_features)
+        n_routers = c.n_routers or m
         self.moe = NaiveMoE(c.d, c.n_experts, c.top_k, n_routers)
-        self.router_of = [min(i, n_routers - 1) for i in range(len(n_features))]
+        self.router_of = [min(i, n_routers - 1) for i in range(m)]
         self.dropout1, self.dropout2 = nn.Dropout(c.dropout), nn.Dropout(c.dropout)
         self.decoders = nn.ModuleList(
             nn.Sequential(nn.Linear(c.d, c.d), nn.ReLU(), nn.Linear(c.d, f)) for f in n_features
         )
-        self.head = nn.Linear(c.d, n_groups, bias=False)
-        self.hidden = nn.Linear(c.d * len(n_features), c.d)
+        self.head, self.hidden = nn.Linear(c.d, n_groups, bias=False), nn.Linear(c.d * m, c.d)
 
     def forward(self, xs):
         tokens = []
@@ -146,9 +131,8 @@ class NaiveNetwork(nn.Module):
             tokens.append(self.embed[i](patches) + self.position[i])
         x = self.attention(self.norm1(torch.cat(tokens, dim=1)))
         x = x + self.dropout1(x)
-        parts = self.norm2(x).chunk(len(xs), dim=1)
         gate_loss, mixed = 0.0, []
-        for i, part in enumerate(parts):
+        for i, part in enumerate(self.norm2(x).chunk(len(xs), dim=1)):
             mixed.append(self.moe(part, self.router_of[i]))
             gate_loss = gate_loss + self.moe.gates[self.router_of[i]].loss
         x = x + self.dropout2(torch.cat(mixed, dim=1))
@@ -168,10 +152,9 @@ def ddc(assignments, hidden, n_groups):
     def divergence(a):
         nominator = a.T @ kernel @ a
         diagonal = torch.diagonal(nominator).clamp(min=1e-9)
-        ratio = nominator / torch.sqrt(diagonal.unsqueeze(0) * diagonal.unsqueeze(1)).clamp(
-            min=1e-9
-        )
-        return 2 / (n_groups * (n_groups - 1)) * torch.triu(ratio, diagonal=1).sum()
+        norm = torch.sqrt(diagonal.unsqueeze(0) * diagonal.unsqueeze(1)).clamp(min=1e-9)
+        upper = torch.triu(nominator / norm, diagonal=1)
+        return 2 / (n_groups * (n_groups - 1)) * upper.sum()
 
     eye = torch.eye(n_groups, device=assignments.device)
     corners = torch.exp(-((assignments.unsqueeze(1) - eye.unsqueeze(0)) ** 2).sum(2))
@@ -188,35 +171,24 @@ class CellByCell(Dataset):
         return len(self.labels)
 
     def __getitem__(self, i):
-        rows = [m[i].toarray()[0] if hasattr(m, "indptr") else m[i] for m in self.matrices]
-        return [torch.tensor(row) for row in rows], int(self.labels[i])
+        return [torch.tensor(m[i]) for m in self.matrices], int(self.labels[i])
 
 
 class Naive:
-    """Training as the reference does it; ``epoch`` trains once over all cells, evaluates twice."""
+    """Training as the reference does it; ``epoch`` trains once over all cells, evaluates twice.
 
-    def __init__(
-        self,
-        config: Config,
-        train,
-        labels,
-        evaluated,
-        evaluated_labels,
-        n_groups,
-        supervised,
-        seed=0,
-        device="cpu",
-    ):
-        torch.manual_seed(seed)
+    ``train`` and ``evaluated`` are dense matrices and group numbers of cells.
+    """
+
+    def __init__(self, config: Config, train, evaluated, n_groups, supervised, device="cpu"):
+        torch.manual_seed(0)
         self.config, self.supervised, self.n_groups = config.train, supervised, n_groups
         self.device = device
-        self.network = NaiveNetwork(config, [m.shape[1] for m in train], n_groups).to(device)
+        self.network = NaiveNetwork(config, [m.shape[1] for m in train[0]], n_groups).to(device)
         self.optimiser = torch.optim.Adam(self.network.parameters(), lr=config.train.lr)
         size = config.train.batch_size
-        self.train_loader = DataLoader(CellByCell(train, labels), batch_size=size, shuffle=True)
-        self.evaluation_loader = DataLoader(
-            CellByCell(evaluated, evaluated_labels), batch_size=size
-        )
+        self.train_loader = DataLoader(CellByCell(*train), batch_size=size, shuffle=True)
+        self.evaluation_loader = DataLoader(CellByCell(*evaluated), batch_size=size)
 
     def losses(self, xs, labels):
         xs, labels = [x.to(self.device) for x in xs], labels.to(self.device)
@@ -233,8 +205,7 @@ class Naive:
         items["ddc"] = clustering.item()
         total = total + c.ddc_weight * clustering + c.gate_weight * gate_loss
         if self.supervised:
-            scores = assignments if c.ce_on_softmax else logits
-            group = F.cross_entropy(scores, labels)
+            group = F.cross_entropy(assignments if c.ce_on_softmax else logits, labels)
             items["group"] = group.item()
             total = total + c.group_weight * group
         items["loss"] = total.item()
@@ -257,19 +228,17 @@ class Naive:
     def evaluate(self) -> dict[str, float]:
         """Losses, group scores and R² of every pair of modalities."""
         self.network.eval()
-        xs_all, predicted, true, found = [], [], [], []
+        truth, predicted, true, found = [], [], [], []
         for xs, labels in self.evaluation_loader:
             _, _, reconstructions, assignments = self.losses(xs, labels)
-            xs_all.append([x.cpu().numpy() for x in xs])
+            truth.append([x.cpu().numpy() for x in xs])
             predicted.append([[r.cpu().numpy() for r in row] for row in reconstructions])
             true.append(labels.numpy())
             found.append(assignments.argmax(1).cpu().numpy())
-        true, found = np.concatenate(true), np.concatenate(found)
-        m = len(xs_all[0])
-        r2 = []
-        for i in range(m):
-            x = np.concatenate([xs[i] for xs in xs_all])
-            for j in range(m):
+        true, found, r2 = np.concatenate(true), np.concatenate(found), []
+        for i in range(len(truth[0])):
+            x = np.concatenate([xs[i] for xs in truth])
+            for j in range(len(truth[0])):
                 y = np.concatenate([grid[i][j] for grid in predicted])
                 r2.append(r2_score(x, y, multioutput="variance_weighted"))
         return {

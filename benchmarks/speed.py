@@ -1,4 +1,4 @@
-"""What is timed: epochs, parts of a step, a layer of experts, growing data.
+"""What is timed: epochs, parts of a step, a layer of experts, growing data, steps on a GPU.
 
 Ours stands beside the naive row of the same run. Cells are simulated at the sizes that the
 reference trains on, with its architecture, losses and hyper-parameters.
@@ -26,7 +26,7 @@ from benchmarks import common
 from benchmarks.common import Pair, rounded
 from benchmarks.naive import ddc
 from scmoe.config import preset
-from scmoe.fit import fit
+from scmoe.fit import fit, repeatable
 from scmoe.nn import losses
 from scmoe.nn.cells import Cells
 from scmoe.nn.experts import FASTEST, Experts
@@ -103,10 +103,16 @@ def _epochs_of(name: str, tiny: bool) -> list[dict]:
         functions[precision, "training"] = fitted(pair.train, precision)
         functions[precision, "epoch"] = fitted(pair.both, precision)
     taken = common.interleaved(functions, rounds, keep_memory=False)
-    size, flops, rows = pair.config.train.batch_size, _naive_flops(pair), []
+    taken = {key: value / n for key, value in taken.items()}
+    size, rows = pair.config.train.batch_size, []
+    xs, labels = next(iter(pair.naive.train_loader))
+    pair.naive.network.train()
+    with FlopCounterMode(display=False) as counter:  # in the matrix products of a naive step
+        pair.naive.step(xs, labels)
+    flops = counter.get_total_flops() / len(labels) * len(pair.train)
     for which in ("naive", *precisions()):
         kind = torch.bfloat16 if which == "bf16" else torch.float32
-        training, epoch = (taken[which, what] / n for what in ("training", "epoch"))
+        training, epoch = taken[which, "training"], taken[which, "epoch"]
         whole = -(-len(pair.train) // size)
         steps = whole if which == "naive" else max(1, round(len(pair.train) / size))
         rows.append({
@@ -116,21 +122,12 @@ def _epochs_of(name: str, tiny: bool) -> list[dict]:
             "of which training": rounded(training),
             "steps": steps,
             "ms a step": rounded(1000 * training / steps),
-            "epoch, naive / this": rounded(taken["naive", "epoch"] / n / epoch),
-            "training, naive / this": rounded(taken["naive", "training"] / n / training),
+            "epoch, naive / this": rounded(taken["naive", "epoch"] / epoch),
+            "training, naive / this": rounded(taken["naive", "training"] / training),
             "asked": TARGETS.get((name, which)),
             "fraction of arithmetic bound": rounded(flops / matmul_rate(kind) / training),
         })  # fmt: skip
     return rows
-
-
-def _naive_flops(pair: Pair) -> float:
-    """Floating-point operations in the matrix products of a naive epoch's training."""
-    xs, labels = next(iter(pair.naive.train_loader))
-    pair.naive.network.train()
-    with FlopCounterMode(display=False) as counter:
-        pair.naive.step(xs, labels)
-    return counter.get_total_flops() / len(labels) * len(pair.train)
 
 
 # --- parts of a step ----------------------------------------------------------------------------
@@ -268,24 +265,22 @@ def _compiled(name: str) -> dict:
     """One preset's step with the losses compiled, against eager."""
     pair = common.pair(name)
     index, step = torch.arange(pair.config.train.batch_size)[None], pair.losses()
-    forward = torch.compile(lambda i: step(i)[0].sum())
-    row, start = {"preset": name}, time.perf_counter()
-    try:
-        for _ in range(3):
-            forward(index).backward()
-    except Exception as error:  # no compiler, or something it cannot do
-        return row | {"error": f"{type(error).__name__}: {str(error).splitlines()[0][:100]}"}
-    row["seconds to compile"] = rounded(time.perf_counter() - start)
+    forward, start = torch.compile(lambda i: step(i)[0].sum()), time.perf_counter()
+    for _ in range(3):
+        forward(index).backward()
+    compiling = time.perf_counter() - start
     calls = {
         "eager": lambda: step(index)[0].sum().backward(),
         "compiled": lambda: forward(index).backward(),
     }
     taken = common.interleaved(calls, 9)
-    row |= {f"{k}, ms forward and backward": rounded(1000 * v) for k, v in taken.items()}
     saved = taken["eager"] - taken["compiled"]
-    steps = row["seconds to compile"] / saved if saved > 0 else float("inf")
+    steps = compiling / saved if saved > 0 else float("inf")
     epochs = steps / max(1, round(len(pair.train) / pair.config.train.batch_size))
-    return row | {
+    return {
+        "preset": name,
+        "seconds to compile": rounded(compiling),
+        **{f"{k}, ms forward and backward": rounded(1000 * v) for k, v in taken.items()},
         "epochs until it pays": rounded(epochs),
         "epochs of the preset": pair.config.train.epochs,
     }
@@ -434,3 +429,34 @@ def _atac(n_cells: int, threads: int) -> dict:
         "data, GB": rounded(size / 1e9),
         "peak memory, GB": rounded(peak_memory() / 1e9),
     }
+
+
+# --- a GPU --------------------------------------------------------------------------------------
+
+
+def gpu(tiny: bool) -> dict[str, pd.DataFrame]:
+    """Steps of the four presets naive, eager, in bf16 and compiled; and the layers of experts.
+
+    ``tiny`` tries the code on a CPU too.
+    """
+    cuda = torch.cuda.is_available()
+    if not (cuda or tiny):
+        raise SystemExit("No CUDA device here: nothing was measured. --tiny tries the code.")
+    device, rows = "cuda" if cuda else "cpu", []
+    for name in common.SHAPES:
+        pair = common.pair(name, tiny, device)
+        index = torch.arange(pair.config.train.batch_size)[None]
+        cells = next(iter(pair.naive.train_loader))
+        pair.naive.network.train()
+        losses = {"eager": pair.losses(), "eager bf16": pair.losses("bf16")}
+        losses |= {"compiled": torch.compile(pair.losses())} if cuda else {}
+        steps = {row: pair.step(each) for row, each in losses.items()}
+        calls = {"naive": lambda pair=pair, cells=cells: pair.naive.step(*cells)}
+        calls |= {row: lambda step=step, i=index: step(i) for row, step in steps.items()}
+        with repeatable(pair.train.device):
+            taken = common.interleaved(calls, 1 if tiny else 20)
+        for row, value in taken.items():
+            times = rounded(taken["naive"] / value)
+            rows.append({"preset": name, "row": row, "ms a step": rounded(1000 * value),
+                         "naive / this": times})  # fmt: skip
+    return {"A training step on a GPU": pd.DataFrame(rows)} | experts(tiny, device=device)

@@ -6,8 +6,8 @@ import copy
 import html
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from dataclasses import replace
+from functools import cached_property
 from itertools import permutations
 from pathlib import Path
 
@@ -40,6 +40,13 @@ SHORTCUT = "Does a shortcut do as well?"
 SIMPLE = "Is it better than simple methods?"
 CALIBRATED = "Are its probabilities calibrated?"
 COST = "What does it cost?"
+REPLACED = {  # by what a modality is replaced, of random numbers and its dense values
+    "other cells' values": lambda rng, X: rng.permuted(X, axis=0),
+    "noise": lambda rng, X: rng.normal(100, 100, X.shape),
+    "zeros": lambda rng, X: np.zeros_like(X),
+    "missing values": lambda rng, X: np.full_like(X, np.nan),
+    "nothing": None,
+}
 
 
 def audit(
@@ -49,11 +56,7 @@ def audit(
     batch_key: str | None = None,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Ask of any model what a sceptical reviewer would.
-
-    Does a translation read its target? Do test cells reach the fit? Does an answer depend on
-    labels, names or other cells? Do coordinates, batch or library size alone do as well? Is it
-    better than simple methods? Are its probabilities calibrated? What does it cost?
+    """Ask of any model what a sceptical reviewer would; nothing of `split` is changed.
 
     Parameters
     ----------
@@ -64,8 +67,6 @@ def audit(
         and a probability for each group; `translate` gives `(n_cells, n_features)` in measured
         units. What has `fit` is copied and fitted up to four times; what has none cannot be asked
         about leaks.
-    split
-        Cells as measured; nothing of it is changed.
     rivals
         Methods to hold it against, not yet fitted; default: logistic regression of each modality
         and of all, neighbours in the tissue where cells have coordinates, ridge regression.
@@ -90,81 +91,49 @@ def audit(
     expect_seed(seed)
     if batch_key is not None:
         expect_known("batch_key", batch_key, list(split.test.obs))
-    subject = _Subject.of(model)
-    rivals = _plain(split) if rivals is None else rivals
+    subject = _Subject(model)
     with quiet():
         start = time.perf_counter()
-        fitted = subject.fit(split)
+        case = _Case(subject.fit(split), split, np.random.default_rng(seed))
         seconds = time.perf_counter() - start if subject.can_fit else np.nan
-        case = _Case(fitted, split, np.random.default_rng(seed))
+        rivals = _plain(split) if rivals is None else rivals
         rows = [*_new(split), *_reads(case), *_depends(case), *_leaks(case, subject)]
         rows += [*_shortcuts(case, batch_key), *_simple(case, rivals), *_calibrated(case)]
         rows += _cost(case, seconds)
     table = pd.DataFrame(rows, columns=COLUMNS)
-    name = getattr(model, "method", type(model).__name__)
     cells = f"{split.train.n_obs} training and {split.test.n_obs} test cells"
-    table.attrs = {"model": str(name), "data": str(split.name), "cells": cells}
+    table.attrs = {"model": subject.name, "data": str(split.name), "cells": cells}
     return table
 
 
 def write_report(table: pd.DataFrame, path: str | Path) -> Path:
-    """Write what `audit` gave as a page, HTML or Markdown by the ending of `path`.
-
-    Raises
-    ------
-    DataError
-        For another ending.
-    """
-    path = Path(path)
-    expect(path.suffix in (".html", ".md"), "path", str(path), "a name that ends in .html or .md")
-    told, counts = table.attrs, table["verdict"].replace("", "cost").value_counts()
-    summary = [f"{n} {verdict}" for verdict, n in counts.items()]
-    title, lines = f"Audit of {told['model']}", [f"{told['data']}: {told['cells']}", *summary]
-    shown = table.assign(**{
-        name: [f"{value:.3g}" if np.isfinite(value) else "" for value in table[name]]
-        for name in ("value", "low", "high")
-    })  # fmt: skip
-    if path.suffix == ".md":
-        rows = [shown.columns, ["---"] * len(shown.columns), *shown.to_numpy()]
-        escaped = [[str(cell).replace("|", "\\|") for cell in row] for row in rows]
-        body = "\n".join("| " + " | ".join(row) + " |" for row in escaped)
-        text = f"# {title}\n\n" + "\n".join(f"- {line}" for line in lines) + f"\n\n{body}\n"
-    else:
-        items = "".join(f"<li>{html.escape(line)}</li>" for line in lines)
-        head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}'
-        style = "body{font:16px/1.4 sans-serif;margin:2em}td,th{padding:.2em .6em;text-align:left}"
-        text = (
-            f"{head}</title><style>{style}</style><h1>{html.escape(title)}</h1><ul>{items}</ul>"
-            f"{shown.to_html(index=False, border=0)}</html>\n"
-        )
+    """Write what `audit` gave as a page of HTML; a `path` of another ending is a `DataError`."""
+    path, told = Path(path), table.attrs
+    expect(path.suffix == ".html", "path", str(path), "a name that ends in .html")
+    counts = table["verdict"].replace("", "cost").value_counts()
+    parts = [f"{told['data']}, {told['cells']}", *(f"{n} {what}" for what, n in counts.items())]
+    caption = html.escape(f"Audit of {told['model']}: {'; '.join(parts)}.")
+    shown = table.style.hide().set_caption(caption).format(precision=3, na_rep="", escape="html")
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+    path.write_text(shown.to_html(doctype_html=True), encoding="utf-8")
     return path
 
 
-@dataclass
 class _Subject:
     """A model as the audit sees it: answers of known shape, whatever it gives."""
 
-    model: object
-    can_fit: bool
-    tells: Callable | None  # predict
-    carries: Callable | None  # translate
-
-    @classmethod
-    def of(cls, model) -> _Subject:
-        pair = model if isinstance(model, tuple) else None
-        tells, carries = pair or (
-            getattr(model, "predict", None),
-            getattr(model, "translate", None),
-        )
-        if tells is None and carries is None:
+    def __init__(self, model):
+        pair = isinstance(model, tuple)
+        ways = model if pair else (getattr(model, way, None) for way in ("predict", "translate"))
+        self.model, (self.tells, self.carries) = model, ways
+        self.can_fit = not pair and hasattr(model, "fit")
+        self.name = str(getattr(model, "method", type(model).__name__))
+        if self.tells is None and self.carries is None:
             raise TypeError(
                 f"{type(model).__name__} has neither predict(mdata) nor "
                 "translate(mdata, target, source); give an object with one of them, or a pair of "
                 "functions (predict, translate)"
             )
-        return cls(model, pair is None and hasattr(model, "fit"), tells, carries)
 
     def fit(self, split: Split) -> _Subject:
         """A fitted copy; itself where nothing can be fitted."""
@@ -172,7 +141,7 @@ class _Subject:
             return self
         model = copy.deepcopy(self.model)
         fitted = model.fit(split)
-        return _Subject.of(model if fitted is None else fitted)
+        return _Subject(model if fitted is None else fitted)
 
     def predict(self, mdata: MuData) -> tuple[np.ndarray, pd.DataFrame | None]:
         """Groups `(n_cells,)` as text, and probabilities by group where there are any."""
@@ -183,36 +152,20 @@ class _Subject:
         return told["group"].to_numpy().astype(str), table if table.shape[1] else None
 
     def translate(self, mdata: MuData, target: str, source: str) -> np.ndarray:
-        told = self.carries(mdata, target=target, source=source)
-        return np.asarray(told.toarray() if sparse.issparse(told) else told, float)
+        return _array(self.carries(mdata, target=target, source=source))
 
 
-@dataclass
 class _Case:
     """A fitted model and the cells it is asked about."""
 
-    subject: _Subject
-    split: Split
-    rng: np.random.Generator
-
-    @property
-    def test(self) -> MuData:
-        return self.split.test
-
-    @property
-    def truth(self) -> np.ndarray | None:
-        """Group of each test cell; None where the model names none, or nobody knows them."""
-        key = self.split.label_key
-        clusters = getattr(self.subject.model, "task", "supervised") == "unsupervised"
-        if key is None or self.subject.tells is None or clusters:
-            return None
-        return self.test.obs[key].to_numpy().astype(str)
-
-    @property
-    def pairs(self) -> list[tuple[str, str]]:
-        """Every (target, source)."""
-        can = self.subject.carries is not None
-        return list(permutations(self.split.modalities, 2)) if can else []
+    def __init__(self, subject: _Subject, split: Split, rng: np.random.Generator):
+        self.subject, self.split, self.rng, self.test = subject, split, rng, split.test
+        can = subject.carries is not None
+        self.pairs = list(permutations(split.modalities, 2)) if can else []  # (target, source)
+        clusters = getattr(subject.model, "task", "supervised") == "unsupervised"
+        known = split.label_key is not None and subject.tells is not None and not clusters
+        # of each test cell; None where the model names no groups, or nobody knows them
+        self.truth = self.test.obs[split.label_key].to_numpy().astype(str) if known else None
 
     def answers(self, subject: _Subject, mdata: MuData) -> list[np.ndarray]:
         """All that a model says of cells."""
@@ -222,10 +175,20 @@ class _Case:
             given.append(groups if table is None else table.to_numpy(float))
         return given + [subject.translate(mdata, *pair) for pair in self.pairs]
 
+    def moved(self, subject: _Subject, cells: MuData, rows=slice(None)) -> float:
+        """Share of these rows of the test cells of which a model now says something else."""
+        both = zip(self.said, self.answers(subject, cells), strict=True)
+        return max(_difference(usual[rows], now) for usual, now in both)
+
     @cached_property
     def said(self) -> list[np.ndarray]:
         """What it says of the test cells as they are."""
         return self.answers(self.subject, self.test)
+
+    @cached_property
+    def right(self) -> np.ndarray:
+        """Test cells whose group it names."""
+        return self.subject.predict(self.test)[0] == self.truth
 
     @cached_property
     def scales(self) -> dict[str, tuple[bool, np.ndarray, np.ndarray]]:
@@ -251,19 +214,24 @@ class _Case:
         errors, deviations = np.zeros((2, self.test.n_obs, len(self.pairs)))
         for k, (target, source) in enumerate(self.pairs):
             rows = self.test.obs_names.get_indexer(self.test[target].obs_names)
-            measured = _dense(self.test[target])
+            measured = _array(matrix(self.test[target])[:])
             told = self.scaled(subject.translate(self.test, target, source)[rows], target)
             truth, known = self.scaled(measured, target), ~np.isnan(measured)
             errors[rows, k] = np.square(known * (truth - told)).sum(1)
             deviations[rows, k] = np.square(truth).sum(1)
         return errors, deviations
 
-    def interval(self, statistic: Callable[[np.ndarray], float]) -> tuple[float, float, float]:
-        """A statistic of weighted test cells, and its 95 % bootstrap interval."""
+    def ahead(self, question: str, check: str, gain: Callable[[np.ndarray], float], note=""):
+        """A row: a gain of weighted test cells, its 95 % bootstrap interval, and what that says."""
         n = self.test.n_obs
         draws = self.rng.multinomial(n, np.full(n, 1 / n), N_DRAWS)
-        drawn = [statistic(weights) for weights in draws]
-        return (statistic(np.ones(n)), *np.quantile(drawn, [0.025, 0.975]))
+        low, high = np.quantile([gain(weights) for weights in draws], [0.025, 0.975])
+        verdict = PASSES if low > 0 else FAILS if high < 0 else UNCLEAR
+        return _row(question, check, gain(np.ones(n)), verdict, note, low, high)
+
+    def ahead_of(self, question: str, name: str, theirs: np.ndarray) -> dict:
+        gain, check = self.right.astype(float) - theirs, f"accuracy less that of {name}"
+        return self.ahead(question, check, lambda w: float(np.average(gain, weights=w)))
 
 
 def _plain(split: Split) -> list:
@@ -281,16 +249,18 @@ def _row(question: str, check: str, value=np.nan, verdict="", note="", low=np.na
     return dict(zip(COLUMNS, (question, check, value, low, high, verdict, note), strict=True))
 
 
+def _none(question: str, check: str, value: float) -> dict:
+    return _row(question, check, value, FAILS if value else PASSES)
+
+
 def _new(split: Split) -> Iterator[dict]:
     """Cells that are both trained on and tested, by name or by all their values."""
-    parts = {name: getattr(split, name) for name in ("train", "val", "test")}
-    named = {name: set(part.obs_names) for name, part in parts.items()}
-    shared = len(named["test"] & (named["train"] | named["val"]))
-    yield _row(NEW, "test cells with a training cell's name", shared, _none(shared))
-    prints = {name: _prints(part) for name, part in parts.items()}
-    known = set(prints["train"]) | set(prints["val"])
-    copies = sum(mark in known for mark in prints["test"])
-    yield _row(NEW, "test cells with all values of a training cell", copies, _none(copies))
+    test, others = split.test, (split.train, split.val)
+    shared = set(test.obs_names) & {name for part in others for name in part.obs_names}
+    yield _none(NEW, "test cells with a training cell's name", len(shared))
+    known = {mark for part in others for mark in _prints(part)}
+    copies = sum(mark in known for mark in _prints(test))
+    yield _none(NEW, "test cells with all values of a training cell", copies)
 
 
 def _reads(case: _Case) -> Iterator[dict]:
@@ -299,10 +269,14 @@ def _reads(case: _Case) -> Iterator[dict]:
         yield _row(READS, "every target", verdict=UNTESTED, note="it does not translate")
         return
     usual = dict(zip(case.pairs, case.said[-len(case.pairs) :], strict=True))
-    for what in ("other cells' values", "noise", "zeros", "missing values", "nothing"):
+    for what, made in REPLACED.items():
         share, refused = np.nan, ""
         for target, source in case.pairs:
-            cells = _without(case, target, what)
+            if made is None:  # cells that have nothing else are left out
+                cells = keep(case.test, [name for name in case.split.modalities if name != target])
+            else:
+                X = made(case.rng, _array(matrix(case.test[target])[:]))
+                cells = _edited(case.test, {target: X})
             try:
                 told = case.subject.translate(cells, target, source)
             except Exception as error:  # of whatever kind a stranger's model raises
@@ -317,8 +291,7 @@ def _reads(case: _Case) -> Iterator[dict]:
 def _depends(case: _Case) -> Iterator[dict]:
     """Answers for the same cells under other names, labels, order and company."""
     test, n = case.test, case.test.n_obs
-    half = np.sort(case.rng.permutation(n)[: max(n // 2, 1)])
-    turned = np.arange(n)[::-1]
+    half, turned = np.sort(case.rng.permutation(n)[: max(n // 2, 1)]), np.arange(n)[::-1]
     names = pd.Index([f"cell-{i}" for i in range(n)])
     asked = {
         "cells renamed": (_edited(test, names=names), slice(None)),
@@ -328,10 +301,8 @@ def _depends(case: _Case) -> Iterator[dict]:
     if case.split.label_key is not None:
         asked["labels shuffled"] = (_relabelled(case), slice(None))
     for what, (cells, rows) in asked.items():
-        told = case.answers(case.subject, cells)
-        both = zip(case.said, told, strict=True)
-        share = max(_difference(usual[rows], now) for usual, now in both)
-        yield _row(DEPENDS, f"{what}: cells that change", share, FAILS if share else PASSES)
+        share = case.moved(case.subject, cells, rows)
+        yield _none(DEPENDS, f"{what}: cells that change", share)
 
 
 def _leaks(case: _Case, subject: _Subject) -> Iterator[dict]:
@@ -342,16 +313,12 @@ def _leaks(case: _Case, subject: _Subject) -> Iterator[dict]:
     changed = {"values": _drawn(case)}
     if case.split.label_key is not None:
         changed["labels"] = _relabelled(case)
-    own = None
     for what, cells in changed.items():
-        share = _differ(case, subject, replace(case.split, test=cells))
-        verdict, note = FAILS if share else PASSES, ""
-        if share:
-            own = _differ(case, subject, case.split) if own is None else own
-            if own:
-                verdict, note = UNTESTED, "two fits to the same cells differ: fix its seed"
-        check = f"fitted beside other {what} of test cells: cells that change"
-        yield _row(LEAKS, check, share, verdict, note)
+        share = case.moved(subject.fit(replace(case.split, test=cells)), case.test)
+        row = _none(LEAKS, f"fitted beside other {what} of test cells: cells that change", share)
+        if share and case.moved(subject.fit(case.split), case.test):
+            row |= {"verdict": UNTESTED, "note": "two fits to the same cells differ: fix its seed"}
+        yield row
 
 
 def _shortcuts(case: _Case, batch_key: str | None) -> Iterator[dict]:
@@ -359,10 +326,10 @@ def _shortcuts(case: _Case, batch_key: str | None) -> Iterator[dict]:
     if case.truth is None:
         yield _row(SHORTCUT, "every shortcut", verdict=UNTESTED, note="it names no known groups")
         return
-    ours = case.subject.predict(case.test)[0] == case.truth
     train, labels = case.split.train, case.split.train.obs[case.split.label_key].astype(str)
-    amounts = [name for name, (logs, *_) in case.scales.items() if logs]
-    found = {"library size": partial(_sizes, modalities=amounts)} if amounts else {}
+    found, amounts = {}, [name for name, (logs, *_) in case.scales.items() if logs]
+    if amounts:
+        found["library size"] = lambda cells: _sizes(cells, amounts)
     if "spatial" in train.obsm:
         found["coordinates"] = lambda cells: np.asarray(cells.obsm["spatial"], float)
     if batch_key is not None:
@@ -374,34 +341,28 @@ def _shortcuts(case: _Case, batch_key: str | None) -> Iterator[dict]:
         near = KNeighborsClassifier(min(15, train.n_obs))
         rule = make_pipeline(StandardScaler(), near).fit(values_of(train), labels)
         theirs = rule.predict(values_of(case.test)) == case.truth
-        yield _ahead(case, SHORTCUT, f"accuracy less that of {name} alone", ours, theirs)
+        yield case.ahead_of(SHORTCUT, f"{name} alone", theirs)
 
 
 def _simple(case: _Case, rivals: Sequence) -> Iterator[dict]:
     """Against the best of the rivals on these very test cells, which favours it."""
-    fitted = [_Subject.of(rival).fit(case.split) for rival in rivals]
-    named = [(_name(rival), rival) for rival in fitted]
+    fitted = [_Subject(rival).fit(case.split) for rival in rivals]
     if case.truth is not None:
-        ours = case.subject.predict(case.test)[0] == case.truth
-        scores = {n: r.predict(case.test)[0] == case.truth for n, r in named if r.tells}
-        if scores:
-            best = max(scores, key=lambda name: scores[name].mean())
-            yield _ahead(case, SIMPLE, f"accuracy less that of {best}", ours, scores[best])
+        told = {r.name: r.predict(case.test)[0] == case.truth for r in fitted if r.tells}
+        if told:
+            best = max(told, key=lambda name: told[name].mean())
+            yield case.ahead_of(SIMPLE, best, told[best])
     if case.pairs:
         error, total = case.residuals(case.subject)
-        theirs = {name: case.residuals(rival)[0] for name, rival in named if rival.carries}
+        theirs = {r.name: case.residuals(r)[0] for r in fitted if r.carries}
         if theirs:
             best = min(theirs, key=lambda name: (theirs[name].sum(0) / total.sum(0)).mean())
-
-            def gain(weights, other=theirs[best]):
-                return float(np.mean(weights @ (other - error) / (weights @ total)))
-
-            value, low, high = case.interval(gain)
-            check = f"mean R² less that of {best}"
-            yield _row(SIMPLE, check, value, _above(low, high), _SCALE, low, high)
-
-
-_SCALE = "log(1 + x) where nothing is negative, each feature by its training spread"
+            gain, note = theirs[best] - error, "log(1 + x) where nothing is negative, "
+            yield case.ahead(
+                SIMPLE, f"mean R² less that of {best}",
+                lambda weights: float(np.mean(weights @ gain / (weights @ total))),
+                note + "each feature by its training spread",
+            )  # fmt: skip
 
 
 def _calibrated(case: _Case) -> Iterator[dict]:
@@ -421,32 +382,12 @@ def _calibrated(case: _Case) -> Iterator[dict]:
     yield _row(CALIBRATED, "calibration error", value, verdict, note, high=most)
 
 
-def _cost(case: _Case, seconds: float) -> list[dict]:
+def _cost(case: _Case, seconds: float) -> Iterator[dict]:
     start = time.perf_counter()
     case.answers(case.subject, case.test)
     each = (time.perf_counter() - start) / case.test.n_obs * 1000
-    return [
-        _row(COST, "seconds to fit", seconds),
-        _row(COST, "seconds for all answers on 1,000 cells", each),
-    ]
-
-
-def _ahead(case: _Case, question: str, check: str, ours: np.ndarray, theirs: np.ndarray) -> dict:
-    gain = ours.astype(float) - theirs
-    value, low, high = case.interval(lambda weights: float(np.average(gain, weights=weights)))
-    return _row(question, check, value, _above(low, high), "", low, high)
-
-
-def _above(low: float, high: float) -> str:
-    return PASSES if low > 0 else FAILS if high < 0 else UNCLEAR
-
-
-def _none(count: int) -> str:
-    return FAILS if count else PASSES
-
-
-def _name(subject: _Subject) -> str:
-    return str(getattr(subject.model, "method", type(subject.model).__name__))
+    yield _row(COST, "seconds to fit", seconds)
+    yield _row(COST, "seconds for all answers on 1,000 cells", each)
 
 
 def _difference(usual: np.ndarray, now: np.ndarray) -> float:
@@ -461,14 +402,7 @@ def _difference(usual: np.ndarray, now: np.ndarray) -> float:
     return float(np.mean(moved.reshape(len(usual), -1).any(1)))
 
 
-def _differ(case: _Case, subject: _Subject, split: Split) -> float:
-    """Share of test cells of which a model fitted to another split says something else."""
-    told = case.answers(subject.fit(split), case.test)
-    return max(_difference(a, b) for a, b in zip(case.said, told, strict=True))
-
-
-def _dense(adata) -> np.ndarray:
-    X = matrix(adata)[:]
+def _array(X) -> np.ndarray:
     return np.asarray(X.toarray() if sparse.issparse(X) else X, float)
 
 
@@ -501,8 +435,8 @@ def _edited(mdata: MuData, new: dict | None = None, names: pd.Index | None = Non
     """The cells with other values of some modalities `(n_cells of it, n_features)`, or renamed."""
     mod, names = {}, mdata.obs_names if names is None else names
     for name, adata in mdata.mod.items():
-        rows, mod[name] = mdata.obs_names.get_indexer(adata.obs_names), adata.copy()
-        mod[name].obs_names = names[rows]
+        mod[name] = adata.copy()
+        mod[name].obs_names = names[mdata.obs_names.get_indexer(adata.obs_names)]
         if new and name in new:
             X = new[name]
             mod[name].X = sparse.csr_matrix(X) if sparse.issparse(matrix(adata)) else X
@@ -519,24 +453,10 @@ def _drawn(case: _Case) -> MuData:
     """
     made = {}
     for name, adata in case.test.mod.items():
-        X = _dense(adata)
+        X = _array(matrix(adata)[:])
         few = case.rng.permutation(len(X))[: max(len(X) // 4, 1)]
         made[name] = np.take_along_axis(X, case.rng.choice(few, X.shape), axis=0)
     return _edited(case.test, made)
-
-
-def _without(case: _Case, target: str, what: str) -> MuData:
-    """The test cells with a modality replaced; cells that have nothing else may be left out."""
-    if what == "nothing":
-        return keep(case.test, [name for name in case.split.modalities if name != target])
-    X = _dense(case.test[target])
-    made = {
-        "other cells' values": lambda: case.rng.permuted(X, axis=0),
-        "noise": lambda: case.rng.normal(100, 100, X.shape),
-        "zeros": lambda: np.zeros_like(X),
-        "missing values": lambda: np.full_like(X, np.nan),
-    }
-    return _edited(case.test, {target: made[what]()})
 
 
 def _relabelled(case: _Case) -> MuData:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 import warnings
-from contextlib import suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -22,12 +20,7 @@ SHARE = 0.02  # of the time that saving may take
 class Checkpoint:
     """The state of a run in ``folder``, or nowhere when that is ``None``.
 
-    Parameters
-    ----------
-    folder
-        Where ``checkpoint.safetensors`` lies or will lie.
-    fingerprint
-        Names the run; the file of another one is refused.
+    ``fingerprint`` names the run; the file of another one is refused.
     """
 
     def __init__(self, folder: str | Path | None, fingerprint: str):
@@ -43,44 +36,36 @@ class Checkpoint:
     def load(self) -> tuple[dict[str, dict[str, Tensor]], dict] | None:
         """Groups of tensors by name, and the note saved with them; ``None`` if there is no file.
 
-        A damaged file is renamed with a warning, and the one saved before it is read instead.
-
-        Raises
-        ------
-        ValueError
-            If the file belongs to another run.
-        PermissionError
-            If it may not be read.
+        A damaged file is renamed with a warning, and counts as none; another run's is a
+        `ValueError`.
         """
         if self.path is None:
             return None
-        for path in (self.path, self._before):
-            recover(path)
-            if not path.exists():
-                continue
-            try:
-                tensors, note = _read(path)
-            except (SafetensorError, *DAMAGED) as error:
-                warnings.warn(
-                    f"{path} is damaged ({error}): it is {set_aside(path).name} now, and the run "
-                    "goes on from the checkpoint before it, or from the start if there is none.",
-                    stacklevel=3,
-                )
-                continue
-            if note.pop("fingerprint") != self.fingerprint:
-                raise ValueError(
-                    f"The checkpoint in {path.parent} belongs to another run (other data, "
-                    "settings or seed): delete it, or choose another folder."
-                )
-            groups: dict[str, dict[str, Tensor]] = {}
-            for name, value in tensors.items():
-                group, _, rest = name.partition(":")
-                groups.setdefault(group, {})[rest] = value
-            return groups, note
-        return None
+        recover(self.path)
+        if not self.path.exists():
+            return None
+        try:
+            tensors, note = _read(self.path)
+        except (SafetensorError, *DAMAGED) as error:
+            warnings.warn(
+                f"{self.path} is damaged ({error}): it is {set_aside(self.path).name} now, and the "
+                "run starts anew.",
+                stacklevel=2,
+            )
+            return None
+        if note.pop("fingerprint") != self.fingerprint:
+            raise ValueError(
+                f"The checkpoint in {self.path.parent} belongs to another run (other data, "
+                "settings or seed): delete it, or choose another folder."
+            )
+        groups: dict[str, dict[str, Tensor]] = {}
+        for name, value in tensors.items():
+            group, _, rest = name.partition(":")
+            groups.setdefault(group, {})[rest] = value
+        return groups, note
 
     def save(self, groups: dict[str, dict[str, Tensor]], note: dict) -> None:
-        """Replace the file, at once or not at all; the one before it is kept under another name."""
+        """Replace the file, at once or not at all."""
         if self.path is None:
             return
         start = time.monotonic()
@@ -92,14 +77,8 @@ class Checkpoint:
         note = json.dumps({"fingerprint": self.fingerprint, **note})
         with replaced(self.path) as new:
             save_file(tensors, new, metadata={"note": note, "sha256": _digest(note, tensors)})
-            with suppress(FileNotFoundError):
-                os.replace(self.path, self._before)
         now = time.monotonic()
         self.next = now + max(SAVE_EVERY, (now - start) / SHARE)
-
-    @property
-    def _before(self) -> Path:
-        return self.path.with_name("checkpoint.before.safetensors")
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict]:

@@ -15,14 +15,7 @@ class FalseClaim(AssertionError):
 
 
 def claim(
-    text: str,
-    /,
-    *,
-    holds: bool | None,
-    tested: bool = True,
-    record: bool = False,
-    glue: str = "",
-    **numbers,
+    text: str, /, *, holds: bool | None, tested=True, record=False, glue="", **numbers
 ) -> Sentence:
     """Show a sentence where it holds; elsewhere its numbers alone, never the conclusion.
 
@@ -37,21 +30,12 @@ def claim(
         False where the cells can bear nothing out: simulated stand-ins.
     record
         The numbers are those of the committed table of record: a sentence that does not hold is
-        an error.
+        a `FalseClaim`.
     glue
         Name under which other pages of the book can quote the sentence.
     numbers
-        What `text` names, all of it and nothing else. A triple is a number and its 95 % interval,
-        which is shown when pointed at. Other values are shown as text, escaped.
-
-    Raises
-    ------
-    FalseClaim
-        A sentence of the record does not hold.
-    TypeError
-        `holds` is no truth value.
-    ValueError
-        `text` and `numbers` do not name the same.
+        What `text` names, all of it and nothing else, or it is a `ValueError`. A triple is a number
+        and its 95 % interval, which is shown when pointed at. Text is escaped.
     """
     fields = {name: form for _, name, form, _ in Formatter().parse(text) if name is not None}
     if fields.keys() != numbers.keys():
@@ -60,18 +44,16 @@ def claim(
     if not (holds is None or isinstance(holds, bool | np.bool_)):
         raise TypeError(f"holds={holds!r} must be True, False or None")
     shown = {name: _shown(value, fields[name]) for name, value in numbers.items()}
-    if not all(map(_finite, numbers.values())):
+    values = [part for value in numbers.values() for part in _parts(value)]
+    if not all(isinstance(value, str) or math.isfinite(value) for value in values):
         holds = None
     if holds and tested:
         return Sentence(text.format(**{name: _Text(value) for name, value in shown.items()}), glue)
     if record and holds is not None:
-        plain = {name: np.ravel(value)[0] for name, value in numbers.items()}
+        plain = {name: _parts(value)[0] for name, value in numbers.items()}
         raise FalseClaim(f"the table of record does not bear this out: {text!r}; {plain}")
-    verdict = "In this run not shown"
-    if not tested:
-        verdict = "Not tested on simulated stand-ins"
-    elif holds is None:
-        verdict = "Too few numbers to tell"
+    untold = "In this run not shown" if holds is not None else "Too few numbers to tell"
+    verdict = untold if tested else "Not tested on simulated stand-ins"
     listed = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in shown.items())
     return Sentence(f"*{verdict}:* {listed}.", glue)
 
@@ -95,9 +77,8 @@ class _Text(str):
         return str(self)
 
 
-def _finite(value) -> bool:
-    numbers = value if isinstance(value, tuple) else (value,)
-    return all(isinstance(n, str) or math.isfinite(n) for n in numbers)
+def _parts(value) -> tuple:
+    return value if isinstance(value, tuple) else (value,)
 
 
 def _shown(value, form: str) -> str:

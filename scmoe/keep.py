@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import itertools
 import json
 import os
-import re
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -24,52 +21,84 @@ except ImportError:  # Windows: what killed writers left is not told from what l
 
 DAMAGED = (ValueError, LookupError, TypeError, AttributeError, RecursionError, IsADirectoryError)
 LARGEST = 1 << 28  # bytes of JSON; 100,000 names of features take a hundredth
-TAKEN = (errno.ENOTEMPTY, errno.EEXIST)
 
 
 @contextmanager
 def replaced(path: str | os.PathLike) -> Iterator[Path]:
     """Give a name to write a file or a folder under, which then takes the place of `path`.
 
-    It is on disk before it does; should anything fail, `path` is what it was. A writer that was
-    killed is tidied up after by the next, and of two at one place the later one stays.
+    It is on disk before it does; should anything fail, `path` is what it was. Of two writers at one
+    place the second waits for the first, and tidies up after one that was killed.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    recover(path)
-    draft, lock = _draft(path)
-    new, old = draft / f"new{path.suffix}", draft / "old"
-    try:
+    with _alone(path, wait=True) as draft:
+        new = draft / f"new{path.suffix}"
         yield new
         for part in [new, *new.rglob("*")] if new.is_dir() else [new]:
             _sync(part)
-        if new.is_dir():
-            _swap(new, path, old)
-        else:
-            os.replace(new, path)
+        if new.is_dir() and path.exists():
+            os.rename(path, draft / "old")
+        os.replace(new, path)
         _sync(path.parent)
-    finally:
-        if path.exists() or not old.exists():  # else `old` is all there is: the next puts it back
-            shutil.rmtree(draft, ignore_errors=True)
-        if lock is not None:
-            os.close(lock)
 
 
 def recover(path: str | os.PathLike) -> None:
     """Put back what a killed writer had moved aside of `path`, and remove what else it left."""
-    path = Path(path)
-    draft_of_it = re.compile(rf"\.{re.escape(path.name)}\.\w{{8}}\.partial")
-    drafts = path.parent.iterdir() if path.parent.is_dir() else []
-    for draft in [draft for draft in drafts if draft_of_it.fullmatch(draft.name)]:
-        old = draft / "old"
-        try:
-            lock = _lock(draft, wait=old.exists())  # a live one is about to put the new in place
-        except OSError:  # at work, gone by now, or nothing can be locked here
-            continue
-        if old.exists() and not path.exists():
-            os.rename(old, path)
+    draft = _draft(Path(path))
+    if draft.exists():
+        swapping = (draft / "old").exists()  # a live one is about to put the new in place
+        with suppress(BlockingIOError, FileNotFoundError), _alone(Path(path), wait=swapping):
+            pass
+
+
+def _draft(path: Path) -> Path:
+    return path.with_name(f".{path.name}.partial")
+
+
+@contextmanager
+def _alone(path: Path, wait: bool) -> Iterator[Path]:
+    """Give an empty folder beside `path` to one process at a time, for as long as that lives.
+
+    Where nothing can be locked, writers are not kept apart.
+    """
+    draft, lock = _draft(path), None
+    while lock is None:
+        draft.mkdir(exist_ok=True)
+        with suppress(FileNotFoundError):  # another one has just removed it
+            lock = _lock(draft, wait)
+    try:
+        _put_back(path, draft)
+        for left in draft.iterdir():
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        yield draft
+    finally:
+        _put_back(path, draft)  # should this fail, the next one does it
         shutil.rmtree(draft, ignore_errors=True)
+        if lock >= 0:
+            os.close(lock)
+
+
+def _lock(folder: Path, wait: bool) -> int:
+    """Lock a folder that is still there; give what to close, or -1 where nothing can be locked."""
+    if fcntl is None:
+        return -1
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        if os.path.samestat(os.fstat(lock), folder.stat()):
+            return lock
+        raise FileNotFoundError(folder)
+    except OSError as error:
         os.close(lock)
+        if isinstance(error, BlockingIOError | FileNotFoundError):
+            raise
+        return -1
+
+
+def _put_back(path: Path, draft: Path) -> None:
+    if (draft / "old").exists() and not path.exists():
+        os.rename(draft / "old", path)
 
 
 def set_aside(path: str | os.PathLike) -> Path:
@@ -132,33 +161,6 @@ def _feed(found, value) -> None:
             _feed(found, part)
 
 
-def _draft(path: Path) -> tuple[Path, int | None]:
-    """New folder beside `path`, and what locks it for as long as this process lives."""
-    while True:
-        draft = Path(tempfile.mkdtemp(".partial", f".{path.name}.", path.parent))
-        try:
-            lock = _lock(draft)
-        except (BlockingIOError, FileNotFoundError):  # taken for a left-over before it was locked
-            continue
-        except OSError:  # nothing can be locked here
-            return draft, None
-        if draft.exists():
-            return draft, lock
-        os.close(lock)
-
-
-def _lock(folder: Path, wait: bool = False) -> int:
-    if fcntl is None:
-        raise OSError(f"{folder} cannot be locked")
-    lock = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except OSError:
-        os.close(lock)
-        raise
-    return lock
-
-
 def _sync(path: Path) -> None:
     """Have a file, or a folder's list of files, on disk."""
     if not path.is_dir():
@@ -171,19 +173,3 @@ def _sync(path: Path) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
-
-
-def _swap(new: Path, path: Path, old: Path) -> None:
-    """Put a folder in the place of another one, which is first moved to `old`."""
-    while True:
-        with suppress(FileNotFoundError):
-            os.rename(path, old)
-        try:
-            os.rename(new, path)
-            return
-        except OSError as error:
-            if error.errno not in TAKEN:
-                if old.exists():
-                    os.rename(old, path)
-                raise
-            shutil.rmtree(old, ignore_errors=True)  # another writer was quicker: once more

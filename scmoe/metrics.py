@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import pandas as pd
 from mudata import MuData
@@ -70,21 +72,12 @@ def clustering_metrics(truth, clusters) -> dict[str, float]:
 
 
 def translation_metrics(truth, predicted) -> dict[str, float]:
-    """Score a predicted modality, feature by feature over cells.
+    """Score a predicted modality, feature by feature over cells, both `(n_cells, n_features)`.
 
-    Parameters
-    ----------
-    truth
-        `(n_cells, n_features)`, dense or sparse; read in chunks of cells. What is NaN in a dense
-        one was not measured, and has no part in any score.
-    predicted
-        `(n_cells, n_features)`, dense.
-
-    Returns
-    -------
-    `r2`: 1 - residual / total sum of squares, both summed over features (variance-weighted);
-    `r2_median` and `pearson`: median R² and mean correlation over the features that vary in
-    `truth`. A constant prediction of a varying feature has correlation 0.
+    The truth, dense or sparse, is read in chunks of cells; what is NaN in a dense one was not
+    measured, and has no part in any score. Gives `r2`: 1 - residual / total sum of squares, both
+    summed over features (variance-weighted); `r2_median` and `pearson`: median R² and mean
+    correlation over the features that vary in the truth, 0 for a constant prediction.
     """
     if truth.shape != predicted.shape:
         raise ValueError(f"truth has shape {truth.shape}, the prediction {predicted.shape}")
@@ -150,20 +143,12 @@ def average_precision(on: np.ndarray, score: np.ndarray) -> float:
 
 
 def evaluate(model, mdata: MuData, label_key: str | None = None) -> pd.DataFrame:
-    """Score everything that a fitted model can do on these cells.
+    """Score everything that a fitted model, any method of this package, can do on these cells.
 
-    Groups are predicted from all of the model's modalities that `mdata` has; every ordered
-    pair of modalities is translated (or those in `model.pairs_`, where a method has fewer).
-    Translations are scored in scaled units, on the cells that have both modalities and the values
-    of these that were measured.
-
-    Parameters
-    ----------
-    model
-        Any method of this package: what it cannot do it does not have.
-    label_key
-        Column of `mdata.obs` with the true groups; default: the one it was fitted with. Where
-        there is neither, only translations are scored.
+    Groups are predicted from all of the model's modalities that `mdata` has, and held against
+    `label_key` of its `obs`; default: the one the model was fitted with. Every ordered pair of
+    modalities is translated (or those in `model.pairs_`, where a method has fewer), and scored in
+    scaled units, on the cells that have both modalities and the values of these that were measured.
 
     Raises
     ------
@@ -174,14 +159,12 @@ def evaluate(model, mdata: MuData, label_key: str | None = None) -> pd.DataFrame
     modalities = [m for m in model.modalities_ if m in mdata.mod]
     rows, label_key = [], label_key or model.label_key_
     if hasattr(model, "predict") and label_key is not None:
-        truth = _labels(mdata, label_key)
-        frame = model.predict(mdata)
+        truth, table = _labels(mdata, label_key), model.predict(mdata)
+        groups, probabilities = table["group"], table.drop(columns="group").to_numpy()
         if model.task == "supervised":
-            scores = classification_metrics(
-                truth, frame["group"], frame.drop(columns="group").to_numpy()
-            )
+            scores = classification_metrics(truth, groups, probabilities)
         else:
-            scores = clustering_metrics(truth, frame["group"])
+            scores = clustering_metrics(truth, groups)
         rows += [(model.task, name, "", "", value) for name, value in scores.items()]
     if hasattr(model, "translate"):
         scaled = model.transform(mdata)
@@ -189,11 +172,14 @@ def evaluate(model, mdata: MuData, label_key: str | None = None) -> pd.DataFrame
         for target, source in getattr(model, "pairs_", pairs):
             scores = _translation_scores(model, mdata, scaled, target, source)
             rows += [("translation", name, target, source, value) for name, value in scores.items()]
+    return as_records(rows, model, modalities="+".join(modalities or model.modalities_))
+
+
+def as_records(rows: Iterable[tuple], model, **columns: str) -> pd.DataFrame:
+    """Give scores, `(task, metric, target, source, value)`, as a model's records."""
     names = ["task", "metric", "target_modality", "source_modality", "value"]
-    table = pd.DataFrame(rows, columns=names).assign(
-        **model.info_, method=model.method, modalities="+".join(modalities or model.modalities_)
-    )
-    return table[COLUMNS]
+    known = {"method": model.method, "modalities": "+".join(model.modalities_)} | columns
+    return pd.DataFrame(rows, columns=names).assign(**model.info_, **known)[COLUMNS]
 
 
 def wide(records: pd.DataFrame) -> pd.DataFrame:

@@ -18,13 +18,7 @@ EXAMPLE = {"n_cells": 240, "n_genes": 40, "backbone": "bifurcating"}
 
 
 def check_task(task: str, label_key: str | None, n_groups: int | None) -> None:
-    """Refuse parameters that do not go together.
-
-    Raises
-    ------
-    ValueError
-        It says which, and what to set.
-    """
+    """Refuse parameters that do not go together; the `ValueError` says which, and what to set."""
     if label_key is not None:
         if n_groups is not None:
             raise ValueError("n_groups is for cells without labels: set label_key=None as well")
@@ -52,16 +46,10 @@ def example(path: Path, label_key: str | None, seed: int) -> Path:
 def split_labelled(
     cells: MuData, label_key: str | None, held_out=None, n_groups: int | None = None, seed: int = 0
 ) -> Split:
-    """Split the cells that have a label; without a `label_key`, all of them.
+    """Split the cells that have a label; without a `label_key`, all of them, into `n_groups`.
 
     A note says how many have none: these are predicted, and neither trained on nor scored.
-
-    Parameters
-    ----------
-    held_out
-        As `test` of `scmoe.data.split_mudata`.
-    n_groups
-        How many groups to look for, where there are no labels.
+    `held_out` is the `test` of `scmoe.data.split_mudata`.
     """
     known = np.ones(cells.n_obs, bool)
     if label_key in cells.obs:
@@ -91,11 +79,8 @@ def answers(model, cells: MuData, split: Split) -> pd.DataFrame:
     `obs` gets `scmoe_group`, `scmoe_probability` (of that group) and `scmoe_part` (was the cell
     trained on?), `obsm["X_scmoe"]` the latent, and `obsm["imputed_<modality>"]` for each modality
     that cells lack a table `(n_cells, n_features)` in measured units: filled for those cells that
-    lack it and have another one, NaN where it was measured.
-
-    Returns
-    -------
-    Table of what is where, and for how many cells.
+    lack it and have another one, NaN where it was measured. Gives a table of what is where, and for
+    how many cells.
     """
     table = model.predict(cells)
     probabilities = table.drop(columns="group")
@@ -106,20 +91,15 @@ def answers(model, cells: MuData, split: Split) -> pd.DataFrame:
         part[which.obs_names] = name
     cells.obs["scmoe_part"] = pd.Categorical(part)
     cells.obsm["X_scmoe"] = model.get_latent_representation(cells)
-    added = {f"obs scmoe_{name}": cells.n_obs for name in ("group", "probability", "part")}
-    added["obsm X_scmoe"] = cells.n_obs
+    told = ["obs scmoe_group", "obs scmoe_probability", "obs scmoe_part", "obsm X_scmoe"]
+    added = dict.fromkeys(told, cells.n_obs)
     for name in model.modalities_:
         lacking = ~cells.obs_names.isin(cells[name].obs_names)
         if lacking.any():
-            imputed = _impute(model, cells, name, lacking)
+            values = np.full((cells.n_obs, cells[name].n_vars), np.nan, np.float32)
+            others = [other for other in model.modalities_ if other != name]
+            values[lacking] = model.translate(cells[lacking], target=name, source=others)
+            imputed = pd.DataFrame(values, cells.obs_names, cells[name].var_names)
             cells.obsm[f"imputed_{name}"] = imputed
             added[f"obsm imputed_{name}"] = int(imputed.notna().any(axis=1).sum())
     return pd.Series(added, name="cells").to_frame()
-
-
-def _impute(model, cells: MuData, name: str, lacking: np.ndarray) -> pd.DataFrame:
-    """Predict a modality of the cells that lack it from all others that they have."""
-    values = np.full((cells.n_obs, cells[name].n_vars), np.nan, np.float32)
-    others = [other for other in model.modalities_ if other != name]
-    values[lacking] = model.translate(cells[lacking], target=name, source=others)
-    return pd.DataFrame(values, cells.obs_names, cells[name].var_names)

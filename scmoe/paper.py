@@ -30,11 +30,8 @@ Reading = Literal["joint", "alone", "target zeroed", "others zeroed"]
 def score(model, split) -> pd.DataFrame:
     """Score a fitted :class:`scmoe.ScMoE` the way the reference scores its own.
 
-    Where the epoch was also chosen on test cells, both models are scored.
-
-    Returns
-    -------
-    Records as :func:`scmoe.evaluate` gives them; the method's name says how it was scored.
+    Gives records as :func:`scmoe.evaluate` does, whose method's name says how it was scored. Where
+    the epoch was also chosen on test cells, both models are scored.
     """
     name = f"{model.method}, scored as published"
     tables = [score_once(model, split, name)]
@@ -51,19 +48,13 @@ def score_once(
 
     ``score_training_cells`` puts training cells among those scored, ``own_scaling`` scales the
     scored cells by their own statistics, ``target_visible`` lets the latents attend to the target
-    before it is decoded, ``r2_upper_pairs_only`` leaves out half of the pairs.
+    before it is decoded, ``r2_upper_pairs_only`` leaves out half of the pairs. ``method`` is the
+    name in the records; ``test_chosen`` takes the weights of the epoch that test cells chose.
 
-    Parameters
-    ----------
-    method
-        Name in the records.
-    test_chosen
-        Score the weights of the epoch that test cells chose.
-    reading
-        What is read to decode target i from source j. ``joint``: everything, i as well. ``alone``:
-        j, and attention sees nothing else. ``target zeroed``, ``others zeroed``: everything, with
-        zeros in place of i, or of all but j. Default: ``joint`` or ``alone``, by
-        ``target_visible``.
+    ``reading`` is what is read to decode target i from source j. ``joint``: everything, i as well.
+    ``alone``: j, and attention sees nothing else. ``target zeroed``, ``others zeroed``: everything,
+    with zeros in place of i, or of all but j. Default: ``joint`` or ``alone``, by
+    ``target_visible``.
     """
     config, model = replace(model.config.train, **switches), model.experts
     network = model.network_
@@ -85,25 +76,14 @@ def score_once(
         names = model.modalities_[i], model.modalities_[j]
         values = metrics.translation_metrics(every[i][0].cpu().numpy(), predicted)
         rows += [("translation", name, *names, value) for name, value in values.items()]
-    columns = ["task", "metric", "target_modality", "source_modality", "value"]
-    table = pd.DataFrame(rows, columns=columns)
-    table = table.assign(**model.info_, method=method, modalities="+".join(model.modalities_))
-    return table[metrics.COLUMNS]
+    return metrics.as_records(rows, model, method=method)
 
 
 def translate(model, mdata, target: str, source: str, reading: Reading = "joint") -> np.ndarray:
     """Predict a modality as the published code does, which reads the target where it can.
 
-    Parameters
-    ----------
-    model
-        A fitted :class:`scmoe.ScMoE` of the ``paper`` preset.
-    reading
-        As in :func:`score_once`.
-
-    Returns
-    -------
-    Array ``(n_cells, n_features)`` in measured units.
+    ``model`` is a fitted :class:`scmoe.ScMoE` of the ``paper`` preset, ``reading`` as in
+    :func:`score_once`. Gives ``(n_cells, n_features)`` in measured units.
     """
     model = model.experts
     pair = model.modalities_.index(target), model.modalities_.index(source)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from itertools import combinations, product
+from itertools import combinations, permutations, product
 
 import numpy as np
 import pandas as pd
@@ -24,7 +24,7 @@ from scmoe.colours import FAINT, title_of
 from scmoe.config import Config
 from scmoe.data import Split, load, simulate_dyngen, split_mudata
 from scmoe.data.cells import keep
-from scmoe.metrics import COLUMNS, NAMES, evaluate
+from scmoe.metrics import COLUMNS, NAMES, as_records, evaluate
 from scmoe.model import ScMoE
 from scmoe.networks import Experts
 from scmoe.nn import losses
@@ -75,7 +75,7 @@ def rungs(split: Split) -> Iterator[Split]:
 def networks(epochs: int | None = None) -> dict[str, Config]:
     """The network alone: its experts sparse, or one that is as large as all of them together.
 
-    Small and trained briefly, so that a ladder takes a minute.
+    Small and trained briefly (40 epochs by default), so that a ladder takes a minute.
     """
     d, n_experts = 32, 8
     sparse = Config().replace(
@@ -88,39 +88,32 @@ def networks(epochs: int | None = None) -> dict[str, Config]:
 def climb(
     ladder: str, seed: int, split: Split, epochs: int | None = None, strict: bool = True
 ) -> pd.DataFrame:
-    """Score every method on every rung.
+    """Score every method on every rung, and watch the gradients of the networks.
 
     Parameters
     ----------
     epochs
-        Most epochs of a network (default: 40; the strict recipe its own).
+        Most epochs of a network; the strict recipe has its own.
     strict
         Score the strict recipe too, which takes most of the time.
-
-    Returns
-    -------
-    Records; besides scores, the metrics ``cosine ... @epoch`` of :func:`gradient_cosines`.
     """
     tables = []
     for rung in rungs(split):
         for method, config in networks(epochs).items():
             model = Watched(config=config, seed=seed).fit(rung, "cpu", progress=False)
-            scored = evaluate(model, rung.test).assign(method=method)
-            tables += [scored, model.cosines().assign(method=method)]
+            scored = pd.concat([evaluate(model, rung.test), model.cosines()])
+            tables.append(scored.assign(method=method))
         for method, fusion in ((EARLY, "early"), (LATE, "late")):
             fitted = baselines.LogisticRegression(fusion, seed=seed).fit(rung)
             tables.append(evaluate(fitted, rung.test).assign(method=method))
         if strict:
             model = ScMoE("supervised", seed=seed).fit(rung, "cpu", progress=False)
             tables.append(evaluate(model, rung.test).assign(method=STRICT))
-    records = pd.concat([t for t in tables if len(t)], ignore_index=True)
-    records = records.assign(dataset=ladder, seed=seed)
-    first = split.modalities[:2]
-    same = records["target_modality"].isin(["", *first]) & records["source_modality"].isin(
-        ["", *first]
-    )
-    asked = records["metric"].isin(["accuracy", "balanced_accuracy", "r2"])
-    return records[same & (asked | records["metric"].str.startswith("cosine"))][COLUMNS]
+    records = pd.concat(tables, ignore_index=True).assign(dataset=ladder, seed=seed)
+    first = ["", *split.modalities[:2]]
+    same = records["target_modality"].isin(first) & records["source_modality"].isin(first)
+    asked = records["metric"].str.fullmatch("accuracy|balanced_accuracy|r2|cosine .*")
+    return records[same & asked][COLUMNS]
 
 
 def measure(run: Run) -> pd.DataFrame:
@@ -145,7 +138,7 @@ def measure(run: Run) -> pd.DataFrame:
 
 
 def by_rung(records: pd.DataFrame) -> pd.DataFrame:
-    """Give one value per ladder, method, metric, number of modalities and seed.
+    """Give one value per ladder, method, metric, number of modalities `n` and seed.
 
     Translations are averaged over the two that every rung from the second on has.
     """
@@ -158,32 +151,31 @@ def interval(values) -> tuple[float, float, float]:
     """Mean, and the ends of its 95 % interval by Student's t (NaN for a single value)."""
     values = np.asarray(values, float)
     mean, n = values.mean(), len(values)
-    if n < 2:
-        return mean, np.nan, np.nan
-    half = stats.t.ppf(0.975, n - 1) * values.std(ddof=1) / np.sqrt(n)
+    half = stats.t.ppf(0.975, n - 1) * values.std(ddof=1) / np.sqrt(n) if n > 1 else np.nan
     return mean, mean - half, mean + half
+
+
+def _gains(table: pd.DataFrame, ladder: str, metric: str, method: str) -> pd.DataFrame:
+    """`first` and `all`: a score by seed, with the fewest modalities and with all."""
+    chosen = {"dataset": ladder, "metric": metric, "method": method}
+    part = table[(table[list(chosen)] == pd.Series(chosen)).all(axis=1)]
+    wide = part.pivot(index="seed", columns="n", values="value").dropna()
+    return wide.iloc[:, [0, -1]].set_axis(["first", "all"], axis=1) if wide.shape[1] > 1 else wide
 
 
 def changes(table: pd.DataFrame) -> pd.DataFrame:
     """Give what all further modalities change, paired by seed, with 95 % intervals.
 
-    Accuracy from one modality to all; R² of the same translations from two modalities to all.
-
-    Parameters
-    ----------
-    table
-        From `by_rung`.
+    Accuracy from one modality to all; R² of the same translations from two modalities to all. The
+    table is that of `by_rung`.
     """
-    rows = []
+    rows, keys = [], ["dataset", "metric", "method"]
     asked = table[table["metric"].isin(["accuracy", "r2"])]
-    for (ladder, metric, method), part in asked.groupby(
-        ["dataset", "metric", "method"], sort=False
-    ):
-        wide = part.pivot(index="seed", columns="n", values="value").dropna()
-        if wide.shape[1] > 1 and len(wide):
-            first, last = wide.iloc[:, 0], wide.iloc[:, -1]
-            rows.append((ladder, metric, method, first.mean(), last.mean(),
-                         *interval(last - first), len(wide)))  # fmt: skip
+    for key in asked[keys].drop_duplicates().itertuples(index=False):
+        gain = _gains(table, *key)
+        if "all" in gain and len(gain):
+            change = interval(gain["all"] - gain["first"])
+            rows.append((*key, gain["first"].mean(), gain["all"].mean(), *change, len(gain)))
     names = ["ladder", "metric", "method", "first", "all", "change", "low", "high", "seeds"]
     return pd.DataFrame(rows, columns=names)
 
@@ -194,12 +186,12 @@ def spared(table: pd.DataFrame) -> pd.DataFrame:
     Above 0: they are spared what the dense network loses. Paired by seed, with 95 % intervals.
     """
     rows = []
-    for metric in ("accuracy", "r2"):
-        part = table[(table["metric"] == metric) & table["method"].isin([SPARSE, DENSE])]
-        for ladder, of_ladder in part.groupby("dataset", sort=False):
-            wide = of_ladder.pivot(index="seed", columns=["method", "n"], values="value").dropna()
-            gain = {m: wide[m].iloc[:, -1] - wide[m].iloc[:, 0] for m in (SPARSE, DENSE)}
-            rows.append((ladder, metric, *interval(gain[SPARSE] - gain[DENSE]), len(wide)))
+    for metric, ladder in product(("accuracy", "r2"), table["dataset"].unique()):
+        both = [_gains(table, ladder, metric, method) for method in (SPARSE, DENSE)]
+        if all("all" in gain for gain in both):
+            sparse, dense = (gain["all"] - gain["first"] for gain in both)
+            apart = (sparse - dense).dropna()
+            rows.append((ladder, metric, *interval(apart), len(apart)))
     names = ["ladder", "metric", "sparse less dense", "low", "high", "seeds"]
     return pd.DataFrame(rows, columns=names)
 
@@ -220,9 +212,8 @@ def turned(table: pd.DataFrame) -> pd.DataFrame:
     rows = {}
     for tasks, part in gradients(table).groupby("tasks"):
         both = part.groupby(["method", "dataset", "n", "seed"])["value"].mean().unstack("method")
-        apart = (both[SPARSE] - both[DENSE]).groupby("seed").mean()
-        rows[tasks] = (both[SPARSE].mean(), both[DENSE].mean(), *interval(apart),
-                       (part["value"] < 0).mean())  # fmt: skip
+        apart = interval((both[SPARSE] - both[DENSE]).groupby("seed").mean())
+        rows[tasks] = both[SPARSE].mean(), both[DENSE].mean(), *apart, (part["value"] < 0).mean()
     names = ["sparse", "dense", "difference", "low", "high", "negative"]
     return pd.DataFrame.from_dict(rows, orient="index", columns=names)
 
@@ -280,41 +271,25 @@ class Watched(Experts):
         def compare(network) -> float:
             self.epoch_ += 1
             if self.epoch_ in WATCHED:
-                found = gradient_cosines(network, *batch)
-                self.found_.append(found.assign(epoch=self.epoch_))
+                for tasks, cosine in gradient_cosines(network, *batch).items():
+                    metric = f"cosine {tasks} @{self.epoch_}"
+                    self.found_.append(("gradients", metric, "", "", cosine))
             return 0.0
 
         known.watch = lambda device: compare
         return super()._fit(known, device, progress, checkpoint)
 
     def cosines(self) -> pd.DataFrame:
-        """Records of what was found."""
-        found = pd.concat(self.found_)
-        if found.empty:  # one modality: one task
-            return pd.DataFrame(columns=COLUMNS)
-        metric = "cosine " + found["tasks"] + " @" + found["epoch"].astype(str)
-        table = pd.DataFrame({"metric": metric, "value": found["cosine"]})
-        described = table.assign(
-            **self.info_, method=self.method, task="gradients", target_modality="",
-            source_modality="", modalities="+".join(self.modalities_),
-        )  # fmt: skip
-        return described[COLUMNS]
+        """Records of what was found: nothing, where one modality is one task."""
+        return as_records(self.found_, self)
 
 
-def gradient_cosines(network, x: list[Tensor], present: Tensor, labels: Tensor) -> pd.DataFrame:
+def gradient_cosines(network, x: list[Tensor], present: Tensor, labels: Tensor) -> dict[str, float]:
     """Compare the gradients of the tasks on what they share, the transformer's layers.
 
-    Parameters
-    ----------
-    x, present, labels
-        A batch, as :class:`scmoe.nn.cells.Batch` has it, the same for all members;
-        dropout and the router's noise are off.
-
-    Returns
-    -------
-    Mean cosine (column ``cosine``) of tasks: ``groups, translations`` (the sum over all pairs of
-    modalities) and ``pairs`` (every two translations, a pair of modalities each). Tasks that are
-    not there, with one modality, have no row.
+    The batch is as :class:`scmoe.nn.cells.Batch` has it, the same for all members; dropout and the
+    router's noise are off. Gives the mean cosine of ``groups, translations`` (the sum over all
+    pairs of modalities) and of ``pairs`` (every two translations); nothing with one modality.
     """
     network.eval()
     with torch.enable_grad():
@@ -322,39 +297,27 @@ def gradient_cosines(network, x: list[Tensor], present: Tensor, labels: Tensor) 
         logits = network.group_logits(joint)
         groups = losses.cross_entropy(logits, labels.expand(len(logits), -1)).sum()
         pairs = {}
-        for i, true in enumerate(x):
-            decoded = network.decode(alone, i)
-            for j in range(len(x)):
-                if i != j:
-                    both = (present[..., i] & present[..., j]).float()
-                    error = (decoded[:, :, j] - true).square().mean(2)  # (K, B)
-                    pairs[i, j] = (error * both).sum() / both.sum().clamp(min=1)
+        for i, j in permutations(range(len(x)), 2):
+            both = (present[..., i] & present[..., j]).float()
+            error = (network.decode(alone, i)[:, :, j] - x[i]).square().mean(2)  # (K, B)
+            pairs[i, j] = (error * both).sum() / both.sum().clamp(min=1)
         if not pairs:
-            return pd.DataFrame({"tasks": [], "cosine": []})
-        shared = list(network.layers.parameters())
-        whole = cosines({"groups": groups, "all": sum(pairs.values())}, shared)
-        each = cosines({str(pair): loss for pair, loss in pairs.items()}, shared)
-    return pd.DataFrame(
-        {
-            "tasks": ["groups, translations", "pairs"],
-            "cosine": [whole["cosine"].mean(), each["cosine"].mean()],
-        }
-    )
+            return {}
+        shared, whole = list(network.layers.parameters()), sum(pairs.values())
+        tasks = {"groups, translations": {"groups": groups, "all": whole}, "pairs": pairs}
+        return {name: cosines(each, shared)["cosine"].mean() for name, each in tasks.items()}
 
 
-def cosines(tasks: Mapping[str, Tensor], parameters: list[Tensor]) -> pd.DataFrame:
+def cosines(tasks: Mapping[object, Tensor], parameters: list[Tensor]) -> pd.DataFrame:
     """Cosine between the gradients of every two losses, one row each.
 
     A parameter that a loss does not reach counts as a gradient of 0.
     """
-    gradients = {}
-    for name, loss in tasks.items():
-        found = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
-        flat = [
-            (torch.zeros_like(p) if g is None else g).flatten()
-            for p, g in zip(parameters, found, strict=True)
-        ]
-        gradients[name] = torch.cat(flat)
+    ways = {"retain_graph": True, "allow_unused": True, "materialize_grads": True}
+    gradients = {
+        name: torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters, **ways)])
+        for name, loss in tasks.items()
+    }
     rows = [
         (a, b, float(torch.cosine_similarity(gradients[a], gradients[b], dim=0)))
         for a, b in combinations(gradients, 2)

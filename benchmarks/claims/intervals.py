@@ -30,14 +30,8 @@ def draw(
 ) -> Drawing:
     """Draw a dot and its 95 % interval for each row, on one axis with a line at 0.
 
-    Parameters
-    ----------
-    rows
-        Label -> number, low, high; no line where the interval is not known.
-    axis, alt
-        What the axis is, and what somebody who cannot see it should know.
-    glue
-        Name under which other pages of the book can show the drawing.
+    `rows` are label -> number, low, high, the ends NaN where they are not known; `alt` is what
+    somebody who cannot see it should know, `glue` a name under which other pages can show it.
     """
     values = np.array(list(rows.values()), float)
     left, right = min(np.nanmin(values), 0), max(np.nanmax(values), 0)

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from mudata import MuData
 
-from benchmarks.claims import recovery
+from benchmarks.claims import truth
 from scmoe.data import Split
 from scmoe.explain import METHODS, PRIMARY, attribute, concepts
 from scmoe.explain.concepts import Concept, probes, tail, tokens
@@ -50,7 +50,7 @@ def _markers(model, mdata: MuData, labels: Sequence[str]) -> pd.DataFrame:
     why = attribute(model, mdata, "gradient_x_input", background=mdata)
     tables = {METHODS[PRIMARY]: why.table(subclass, signed=True)}
     tables = {how: table.loc["rna"] for how, table in
-              (tables | recovery.simple_scores(model, mdata, subclass)).items()}  # fmt: skip
+              (tables | truth.simple_scores(model, mdata, subclass)).items()}  # fmt: skip
     there = [
         name for name in MARKERS if all(name in t.index and name in t for t in tables.values())
     ]
@@ -72,7 +72,7 @@ def _own_genes(model, split: Split) -> pd.DataFrame:
     scaled = model.transform(split.test)
     x, y = (np.asarray(scaled[m].X, float) for m in ("rna", "protein"))
     columns = names["protein"].get_indexer(list(pairs))
-    plain = pd.DataFrame(np.abs(recovery.correlations(x, y[:, columns])), names["rna"], list(pairs))
+    plain = pd.DataFrame(np.abs(truth.correlations(x, y[:, columns])), names["rna"], list(pairs))
     tables = {METHODS[PRIMARY]: why.table().loc["rna"], "correlation": plain}
     place = {how: {p: _place(t[p], gene) for p, gene in pairs.items()} for how, t in tables.items()}
     return pd.DataFrame.from_dict(place, orient="index")

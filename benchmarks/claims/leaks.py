@@ -8,6 +8,7 @@ epoch``.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -81,23 +82,20 @@ def measure(run: Run) -> pd.DataFrame:
 
     Quick: one seed and a few epochs on DBiT-seq. Full: five seeds; Patch-seq as published only.
     """
+    names = (PUBLISHED, VALIDATION, SOFTMAX, LOGITS, BLOCKS)
+    seeds, epochs = range(5), run.epochs
     if run.profile == "quick":
-        epochs = run.epochs or QUICK_EPOCHS
-        names = (PUBLISHED, VALIDATION, SOFTMAX, LOGITS, BLOCKS)
-        trainings = [Training(name, "dbitseq", run.seed, epochs) for name in names]
-    else:
-        names = (PUBLISHED, SOFTMAX, LOGITS, BLOCKS, VALIDATION)
-        trainings = [Training(name, "dbitseq", s, run.epochs) for name in names for s in range(5)]
-        trainings += [Training(PUBLISHED, "patchseq", s, run.epochs) for s in range(5)]
-    return pd.concat([_measured(run, training) for training in trainings], ignore_index=True)
-
-
-def _measured(run: Run, training: Training) -> pd.DataFrame:
-    split = load(training.dataset, training.fold, training.seed, run.data_root, None,
-                 run.allow_standin)  # fmt: skip
-    folder = run.out_dir / f"{training.dataset}-{training.name}-{training.seed}".replace(" ", "_")
-    model = ScMoE(training.task, training.config, training.seed)
-    return score(training, trained(model, split, folder, run.device), split)
+        seeds, epochs = [run.seed], run.epochs or QUICK_EPOCHS
+    trainings = [Training(name, "dbitseq", seed, epochs) for name in names for seed in seeds]
+    if run.profile == "full":
+        trainings += [Training(PUBLISHED, "patchseq", seed, epochs) for seed in seeds]
+    tables = []
+    for its in trainings:
+        split = load(its.dataset, its.fold, its.seed, run.data_root, None, run.allow_standin)
+        folder = run.out_dir / f"{its.dataset}-{its.name}-{its.seed}".replace(" ", "_")
+        model = ScMoE(its.task, its.config, its.seed)
+        tables.append(score(its, trained(model, split, folder, run.device), split))
+    return pd.concat(tables, ignore_index=True)
 
 
 def score(training: Training, model, split: Split) -> pd.DataFrame:
@@ -145,36 +143,31 @@ def tidy(records: pd.DataFrame) -> pd.DataFrame:
     """
     parts = records["method"].str.split(" | ", regex=False, expand=True)
     table = records.assign(training=parts[0], scoring=parts[1], epoch=parts[2])
-    order = table["modalities"].str.split("+")
-    rank = [
-        (names.index(t), names.index(s)) if t in names and s in names else (0, 0)
-        for names, t, s in zip(
-            order, table["target_modality"], table["source_modality"], strict=True
-        )
-    ]
-    upper = table[np.array([t < s for t, s in rank], bool)].assign(metric="r2_off_diag")
+    order, names = table["modalities"].str.split("+"), ["target_modality", "source_modality"]
+    ways = zip(order, *(table[name] for name in names), strict=True)
+    before = [t in read and read.index(t) < read.index(s) for read, t, s in ways]
     keys = ["dataset", "training", "scoring", "epoch", "metric", "seed"]
-    both = pd.concat([table, upper]).groupby(keys, sort=False)["value"].mean()
-    return both.reset_index()
+    both = pd.concat([table, table[before].assign(metric="r2_off_diag")])
+    return both.groupby(keys, sort=False)["value"].mean().reset_index()
+
+
+def _rows(table: pd.DataFrame, chosen: Mapping) -> pd.DataFrame:
+    return table[np.logical_and.reduce([table[k] == v for k, v in chosen.items()])]
 
 
 def spread(table: pd.DataFrame, **chosen) -> pd.Series:
     """Mean, standard deviation over seeds (NaN for one) and number of some rows of `tidy`."""
-    rows = table[np.logical_and.reduce([table[k] == v for k, v in chosen.items()])]
-    return rows["value"].agg(["mean", "std", "count"])
+    return _rows(table, chosen)["value"].agg(["mean", "std", "count"])
 
 
 def beside_published_code(table: pd.DataFrame) -> pd.DataFrame:
     """Set ours beside what the published code scored, where both were measured.
 
-    Returns
-    -------
-    One row each; ``agrees``: the means differ by no more than twice the standard error of their
-    difference, from the larger of the two spreads over seeds; None where neither has a spread.
+    ``agrees``: the means differ by no more than twice the standard error of their difference, from
+    the larger of the two spreads over seeds; None where neither has a spread.
     """
-    theirs = pd.read_csv(BOOK / "published_code.csv", comment="#")
     rows = []
-    for row in theirs.itertuples():
+    for row in pd.read_csv(BOOK / "published_code.csv", comment="#").itertuples():
         ours = spread(table, dataset=row.dataset, training=PUBLISHED, scoring=row.reading,
                       epoch=row.epoch, metric=row.metric)  # fmt: skip
         if not ours["count"]:
@@ -193,31 +186,27 @@ def sizes(table: pd.DataFrame, dataset: str) -> pd.DataFrame:
     """Give, leak by leak, a score with the leak and without it, paired by seed."""
     base = {"training": PUBLISHED, "scoring": AS_PUBLISHED, "epoch": LAST}
     held = {"training": VALIDATION, "scoring": AS_PUBLISHED, "epoch": TEST_CHOSEN}
-    softmax = {"training": SOFTMAX, "scoring": AS_PUBLISHED, "epoch": LAST}
-    leaks = [
-        ("target read → zeroed", "r2", base, base | {"scoring": "target zeroed"}),
-        ("target read → source alone", "r2", base, base | {"scoring": "others masked"}),
-        ("pairs i < j → all pairs", "r2_off_diag", base, base | {"metric": "r2"}),
-        ("own scaling → training cells'", "r2", base,
-         base | {"scoring": "scaled by training cells"}),
-        ("own scaling → training cells'", "ari", base,
-         base | {"scoring": "scaled by training cells"}),
-        ("training and test cells → test", "ari", base, base | {"scoring": "test cells only"}),
-        ("training and test cells → test", "r2", base, base | {"scoring": "test cells only"}),
-        ("all of the above", "r2_off_diag", base,
-         base | {"scoring": "all of these", "metric": "r2"}),
-        ("epoch: by test → by validation cells", "ari", held, held | {"epoch": VALIDATION_CHOSEN}),
-        ("random pixels → held-out block", "accuracy", softmax, softmax | {"training": BLOCKS}),
-        ("the same, coordinates alone", "accuracy", softmax | {"scoring": COORDINATES},
-         softmax | {"training": BLOCKS, "scoring": COORDINATES}),
-        ("cross-entropy on softmax → on logits", "accuracy", softmax,
-         softmax | {"training": LOGITS}),
-    ]  # fmt: skip
+    softmax = base | {"training": SOFTMAX}
+    place = softmax | {"scoring": COORDINATES}
+    trained_on, alone = "own scaling → training cells'", "training and test cells → test"
+    leaks = [  # name, metric, with it, and what is other without it
+        ("target read → zeroed", "r2", base, {"scoring": "target zeroed"}),
+        ("target read → source alone", "r2", base, {"scoring": "others masked"}),
+        ("pairs i < j → all pairs", "r2_off_diag", base, {"metric": "r2"}),
+        (trained_on, "r2", base, {"scoring": "scaled by training cells"}),
+        (trained_on, "ari", base, {"scoring": "scaled by training cells"}),
+        (alone, "ari", base, {"scoring": "test cells only"}),
+        (alone, "r2", base, {"scoring": "test cells only"}),
+        ("all of the above", "r2_off_diag", base, {"scoring": "all of these", "metric": "r2"}),
+        ("epoch: by test → by validation cells", "ari", held, {"epoch": VALIDATION_CHOSEN}),
+        ("random pixels → held-out block", "accuracy", softmax, {"training": BLOCKS}),
+        ("the same, coordinates alone", "accuracy", place, {"training": BLOCKS}),
+        ("cross-entropy on softmax → on logits", "accuracy", softmax, {"training": LOGITS}),
+    ]
     rows = []
-    for name, metric, leaky, honest in leaks:
-        pair = [
-            _by_seed(table, {"dataset": dataset, "metric": metric} | c) for c in (leaky, honest)
-        ]
+    for name, metric, leaky, other in leaks:
+        leaky = {"dataset": dataset, "metric": metric} | leaky
+        pair = [_rows(table, c).set_index("seed")["value"] for c in (leaky, leaky | other)]
         both = pd.concat(pair, axis=1, keys=["with", "without"]).dropna()
         if len(both):
             change = both["without"] - both["with"]
@@ -225,11 +214,6 @@ def sizes(table: pd.DataFrame, dataset: str) -> pd.DataFrame:
             rows.append((name, metric, *values, len(both)))
     names = ["leak", "metric", "with it", "without", "change", "sd of change", "seeds"]
     return pd.DataFrame(rows, columns=names)
-
-
-def _by_seed(table, chosen) -> pd.Series:
-    rows = table[np.logical_and.reduce([table[k] == v for k, v in chosen.items()])]
-    return rows.set_index("seed")["value"]
 
 
 def with_and_without(found: pd.DataFrame, title: str) -> Figure:
@@ -251,11 +235,8 @@ def with_and_without(found: pd.DataFrame, title: str) -> Figure:
 
 def grid(records: pd.DataFrame, dataset: str, scoring: str) -> pd.DataFrame:
     """Give R² of every ordered pair, target × source, mean over seeds, of one scoring."""
-    rows = records[
-        (records["dataset"] == dataset)
-        & (records["metric"] == "r2")
-        & (records["method"] == _method(PUBLISHED, scoring, LAST))
-    ]
+    method = _method(PUBLISHED, scoring, LAST)
+    rows = _rows(records, {"dataset": dataset, "metric": "r2", "method": method})
     names = rows["modalities"].iloc[0].split("+")
     wide = rows.pivot_table(index="target_modality", columns="source_modality", values="value")
     return wide.reindex(index=names, columns=names).rename_axis(index=None, columns=None)

@@ -34,11 +34,8 @@ SOURCES = {
     LINEAR: "output of dyngen, dynverse/dyngen_manuscript (MIT)",
     CHROMATIN: "output of dyngen, openproblems-bio/neurips2021_multimodal_viash (MIT)",
 }
-LAYERS = {
-    "pre_mrna": "expression_unspliced",
-    "mrna": "expression",
-    "protein": "expression_protein",
-}
+LAYERS = {"pre_mrna": "expression_unspliced", "mrna": "expression",
+          "protein": "expression_protein"}  # fmt: skip
 SUMMARY = BOOK / "dyngen_reference_summary.json"
 N_CELLS, N_GENES = 500, 100  # the size at which cells are compared
 N_EIGENVALUES = 5
@@ -65,28 +62,28 @@ class Resemblance:
 
 
 def compare(n_seeds: int = 10, root: str | PathLike | None = None, seed: int = 0) -> Resemblance:
-    """Simulate, describe, and set beside dyngen.
+    """Simulate `n_seeds` networks from a first `seed` on, describe, and set beside dyngen.
 
-    Parameters
-    ----------
-    n_seeds
-        Simulated networks, and subsamples of the reference.
-    root
-        Data root, below which `dyngen_reference/` may lie. Without it the committed summary is
-        used.
-    seed
-        First of the seeds.
+    Of the reference below the data root as many subsamples are taken; without its files the
+    committed summary stands in.
     """
-    seeds = range(seed, seed + n_seeds)
-    folder = data_root(root) / FOLDER
-    present = all((folder / name).is_file() for name in (LINEAR, CHROMATIN))
+    seeds, folder = range(seed, seed + n_seeds), data_root(root) / FOLDER
+    present = all((folder / name).is_file() for name in SOURCES)
     theirs = describe_reference(folder, seeds) if present else read_summary()
-    cells, _ = simulated(seed)
+    ours = {
+        "linear": _mean_and_sd(describe(*simulated(s), s) for s in seeds),
+        "chromatin": _mean_and_sd(describe(simulated_chromatin(s)) for s in seeds),
+    }
+    beside = {}
+    for name, own in ours.items():
+        dyngen = theirs[name].reindex(own.index).astype(float)
+        columns = {"dyngen": dyngen["mean"], "dyngen sd": dyngen["sd"]}
+        columns |= {"ours": own["mean"], "ours sd": own["sd"]}
+        beside[name] = pd.DataFrame(columns).assign(difference=own["mean"] - dyngen["mean"])
     return Resemblance(
-        linear=_beside(theirs["linear"], (describe(*simulated(s), s) for s in seeds)),
-        chromatin=_beside(theirs["chromatin"], (describe(simulated_chromatin(s)) for s in seeds)),
+        **beside,
         hard=pd.DataFrame([accuracies(*simulated(s, "hard"), s) for s in seeds], index=seeds),
-        cells=cells,
+        cells=simulated(seed)[0],
         reference=read_linear(folder)[0] if present else None,
     )
 
@@ -110,7 +107,6 @@ def read_summary() -> dict[str, pd.DataFrame]:
 
 def write_summary(folder: Path) -> None:
     """Renew the committed statistics: means and standard deviations, and where they come from."""
-    tables = describe_reference(folder, range(10))
     content = {
         "made_by": "python -m benchmarks.claims.resemblance",
         "what": f"linear: mean and sd over 10 random subsamples of {N_CELLS} "
@@ -119,10 +115,9 @@ def write_summary(folder: Path) -> None:
             name: {"source": words, "md5": hashlib.md5((folder / name).read_bytes()).hexdigest()}
             for name, words in SOURCES.items()
         },
-    } | {
-        name: json.loads(table.reset_index().round(4).to_json(orient="records"))
-        for name, table in tables.items()
     }
+    for name, table in describe_reference(folder, range(10)).items():
+        content[name] = json.loads(table.reset_index().round(4).to_json(orient="records"))
     SUMMARY.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
@@ -139,8 +134,7 @@ def read_linear(folder: Path) -> tuple[Layers, np.ndarray]:
 def read_chromatin(folder: Path) -> Layers:
     """Read dyngen's bifurcating output: accessibility and mRNA, 200 cells.
 
-    Left out are housekeeping genes, and genes that need no activator: there they are stored with
-    an accessibility of zero.
+    Left out are housekeeping genes, and those stored without accessibility: they need no activator.
     """
     cells = read_h5ad(folder / CHROMATIN)
     dna = _dense(cells.layers["chromatin"])
@@ -149,9 +143,10 @@ def read_chromatin(folder: Path) -> Layers:
 
 
 def simulated(seed: int, setting: str = "default") -> tuple[Layers, np.ndarray]:
-    """Simulate cells of a linear backbone: layers, and milestones."""
+    """Simulate cells of a linear backbone: layers in the reference's units, and milestones."""
     mdata = simulate_dyngen(N_CELLS, N_GENES, seed=seed, setting=setting)
-    return layers_of(mdata), mdata.obs["label"].astype(str).to_numpy()
+    layers = {"dna": mdata["dna"].X} | {m: np.log2(1 + mdata[m].X) for m in LAYERS}
+    return layers, mdata.obs["label"].astype(str).to_numpy()
 
 
 def simulated_chromatin(seed: int) -> Layers:
@@ -159,12 +154,7 @@ def simulated_chromatin(seed: int) -> Layers:
     mdata = simulate_dyngen(200, 150, "bifurcating", seed)
     edges = mdata.uns["truth"]["edges"]
     kept = mdata["dna"].var_names.isin(edges.target[edges.sign > 0])
-    return {m: X[:, kept] for m, X in layers_of(mdata).items() if m in ("dna", "mrna")}
-
-
-def layers_of(mdata: md.MuData) -> Layers:
-    """Give simulated modalities in the reference's units."""
-    return {"dna": mdata["dna"].X} | {m: np.log2(1 + mdata[m].X) for m in LAYERS}
+    return {"dna": mdata["dna"].X[:, kept], "mrna": np.log2(1 + mdata["mrna"].X)[:, kept]}
 
 
 def subsample(layers: Layers, labels: np.ndarray, seed: int = 0) -> tuple[Layers, np.ndarray]:
@@ -190,9 +180,12 @@ def describe(layers: Layers, labels: np.ndarray | None = None, seed: int = 0) ->
     for name, X in layers.items():
         found["zero fraction", name] = (X == 0).mean()
         if name != "dna":
-            slope, height = mean_variance_trend(X, at=4 if name == "protein" else 1)
-            found["mean–variance slope", name] = slope
-            found["mean–variance height", name] = height
+            mean, variance = mean_variance(X)
+            line = np.polyfit(mean - (4 if name == "protein" else 1), variance, 1)
+            found |= {
+                (f"mean–variance {what}", name): float(value)
+                for what, value in zip(("slope", "height"), line, strict=True)
+            }
         for rank, share in enumerate(spectrum(X)[:N_EIGENVALUES], start=1):
             found[f"eigenvalue {rank}", name] = share
     names = list(layers)
@@ -210,13 +203,6 @@ def mean_variance(X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     mean, variance = counts.mean(0), counts.var(0)
     kept = (mean >= 0.1) & (variance > 0)
     return np.log10(mean[kept]), np.log10(variance[kept])
-
-
-def mean_variance_trend(X: np.ndarray, at: float) -> tuple[float, float]:
-    """Straight line through :func:`mean_variance`: its slope, and its height at log10 mean `at`."""
-    mean, variance = mean_variance(X)
-    slope, height = np.polyfit(mean - at, variance, 1)
-    return float(slope), float(height)
 
 
 def gene_correlation(first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -246,12 +232,9 @@ def accuracies(layers: Layers, labels: np.ndarray, seed: int = 0) -> dict[str, f
 def edge_correlations(mdata: md.MuData) -> pd.DataFrame:
     """Correlate every TF's protein with every target's accessibility: does a true edge show?
 
-    Proteins are shares of their cell's total, which takes out the library size.
-
-    Returns
-    -------
-    One row per (regulator, target) pair of features that vary: `correlation` over cells
-    (Spearman), and `sign` (1, -1, or 0 for no edge).
+    Proteins are shares of their cell's total, which takes out the library size. Gives a row per
+    (regulator, target) pair of features that vary: `correlation` over cells (Spearman), and `sign`
+    (1, -1, or 0 for no edge).
     """
     genes, edges = mdata.uns["truth"]["genes"], mdata.uns["truth"]["edges"]
     factors, targets = (genes.index[genes["role"] == role] for role in ("tf", "target"))
@@ -268,15 +251,6 @@ def edge_correlations(mdata: md.MuData) -> pd.DataFrame:
 def _mean_and_sd(described: Iterable[pd.Series]) -> pd.DataFrame:
     table = pd.concat(described, axis=1)
     return pd.DataFrame({"mean": table.mean(axis=1), "sd": table.std(axis=1)})
-
-
-def _beside(theirs: pd.DataFrame, described: Iterable[pd.Series]) -> pd.DataFrame:
-    """Set dyngen's statistics beside ours, in our order."""
-    ours = _mean_and_sd(described)
-    theirs = theirs.reindex(ours.index).astype(float)
-    columns = {"dyngen": theirs["mean"], "dyngen sd": theirs["sd"]}
-    columns |= {"ours": ours["mean"], "ours sd": ours["sd"]}
-    return pd.DataFrame(columns).assign(difference=ours["mean"] - theirs["mean"])
 
 
 def _dense(X) -> np.ndarray:

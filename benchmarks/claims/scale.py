@@ -51,15 +51,6 @@ def read(path: Path = TABLE) -> pd.DataFrame:
     return pd.DataFrame(rows).drop(columns="scores")
 
 
-def measured(table: pd.DataFrame) -> pd.DataFrame:
-    """Give the means over seeds of those of `METHODS` that have been run, as page tables show."""
-    known = table[table["method"].isin(METHODS)]
-    order = {method: i for i, method in enumerate(METHODS)}
-    mean = known.groupby(["set", "cells", "method"])[[*SCORES, "seconds", "gigabytes"]].mean()
-    mean["seeds"] = known.groupby(["set", "cells", "method"])["seed"].nunique()
-    return mean.sort_index(key=lambda level: level.map(order) if level.name == "method" else level)
-
-
 def differences(
     table: pd.DataFrame, contrasts: Iterable[tuple[str, str]], metrics: Iterable[str] = SCORES
 ) -> pd.DataFrame:
@@ -110,7 +101,7 @@ def by_size(table: pd.DataFrame, metrics: list[str], title: str) -> Figure:
                 x = found.index * 1.02 ** (i - len(METHODS) / 2)
                 ax.errorbar(x, found["mean"], spread, fmt=f"{plot.MARKERS[i % 9]}-", ms=4, lw=1.2,
                             elinewidth=0.8, color=_colour(method), label=method)  # fmt: skip
-        _cells_axis(ax, table["cells"], f"{_named(name)}: {WORDS[metric]}")
+        _cells_axis(ax, table["cells"], name, metric)
     return plot.legend(fig, 3)
 
 
@@ -132,7 +123,7 @@ def ahead(found: pd.DataFrame, title: str, bar: float | None = None) -> Figure:
             ax.errorbar(rows["cells"] * 1.06 ** (i - 1.5), mean, [mean - low, high - mean], ms=4,
                         fmt=plot.MARKERS[i], lw=1.2, color=_colour(theirs),
                         label=f"less {theirs}")  # fmt: skip
-        _cells_axis(ax, found["cells"], f"{_named(name)}: {WORDS[metric]}")
+        _cells_axis(ax, found["cells"], name, metric)
     return plot.legend(fig, 2)
 
 
@@ -140,15 +131,11 @@ def _colour(method: str) -> str:
     return COLOURS.get(method) or method_colour(method)
 
 
-def _named(name: str) -> str:
-    return SETS.get(name, title_of(name))
-
-
-def _cells_axis(ax, cells: pd.Series, title: str) -> None:
+def _cells_axis(ax, cells: pd.Series, name: str, metric: str) -> None:
     ticks = sorted(set(cells))
     ax.set(xscale="log")
     ax.set_xlabel("training cells", fontsize=9)
-    ax.set_title(title, fontsize=10)
+    ax.set_title(f"{SETS.get(name, title_of(name))}: {WORDS[metric]}", fontsize=10)
     ax.set_xticks(ticks, [f"{n:,}" for n in ticks], fontsize=8, rotation=45)
     ax.set_xticks([], minor=True)
     ax.tick_params(axis="y", labelsize=8)

@@ -1,4 +1,8 @@
-"""Explanations of simulated cells against the network that made them, one data set or many."""
+"""Whether explanations of simulated cells find what is true of them, and depend on the model.
+
+Tests of sanity follow Adebayo et al. (2018): a model with random weights, or one that learned
+shuffled labels, must not be explained like a trained one.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +12,10 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import torch
-from sklearn.linear_model import RidgeCV
+from mudata import MuData
+from sklearn.linear_model import LogisticRegression, RidgeCV
+from sklearn.metrics import average_precision_score
 
-from benchmarks.claims import recovery
 from benchmarks.claims.study import Plan, cheap
 from benchmarks.common import trained
 from scmoe.data import Split
@@ -49,7 +54,7 @@ def recovered(model, split: Split, plan: Plan, seed: int = 0, shuffled=None) -> 
 
     groups = {METHODS[method]: own(model, cells, method) for method in cheap(model)}
     groups[sampled] = own(model, few, "shap_gradient", budget=200)
-    simple = recovery.simple_scores(model, split.train, split.train.obs[split.label_key])
+    simple = simple_scores(model, split.train, split.train.obs[split.label_key])
     groups["correlation"] = simple["correlation"].abs().max(axis=1)
     groups["logistic coefficients"] = simple["logistic coefficients"].abs().mean(axis=1)
     why = explained(model, cells, ours)
@@ -59,7 +64,7 @@ def recovered(model, split: Split, plan: Plan, seed: int = 0, shuffled=None) -> 
     if shuffled is not None:
         groups[SHUFFLED] = own(shuffled, cells, ours)
     rows = {
-        (GROUPS, name): recovery.group_recovery(importance, truth["differs"])
+        (GROUPS, name): group_recovery(importance, truth["differs"])
         for name, importance in groups.items()
     }
     if {"protein", "dna"} <= set(model.modalities_):
@@ -68,7 +73,7 @@ def recovered(model, split: Split, plan: Plan, seed: int = 0, shuffled=None) -> 
         by |= _simple_edges(model, split)
         by[RANDOM] = edges(random, cells, "gradient_x_input")
         for name, importance in by.items():
-            rows[EDGES, name] = recovery.edge_recovery(importance, truth["edges"])
+            rows[EDGES, name] = edge_recovery(importance, truth["edges"])
     return pd.DataFrame(list(rows.values()), pd.MultiIndex.from_tuples(rows, names=["what", "by"]))
 
 
@@ -78,7 +83,7 @@ def _patterns(model, cells) -> pd.Series:
     x = answer.inputs(cells)
     with torch.no_grad():
         out = answer(*x).double().cpu().numpy()
-    size = np.abs(recovery.correlations(torch.cat(x, 1).double().cpu().numpy(), out)).max(1)
+    size = np.abs(correlations(torch.cat(x, 1).double().cpu().numpy(), out)).max(1)
     pairs = [(m, f) for m in answer.modalities for f in model.transform_.features[m]]
     return pd.Series(size, pd.MultiIndex.from_tuples(pairs))
 
@@ -89,7 +94,7 @@ def _simple_edges(model, split: Split) -> dict[str, pd.DataFrame]:
     x, y = (np.asarray(scaled[m].X, float) for m in ("protein", "dna"))
     names = [model.transform_.features[m] for m in ("protein", "dna")]
     ridge = RidgeCV(np.logspace(-1, 4, 11)).fit(x, y).coef_.T
-    tables = {"correlation": recovery.correlations(x, y), "ridge coefficients": ridge}
+    tables = {"correlation": correlations(x, y), "ridge coefficients": ridge}
     return {name: pd.DataFrame(np.abs(values), *names) for name, values in tables.items()}
 
 
@@ -128,3 +133,64 @@ def _fitted(run: Run, backbone: str, seed: int, part: str, shuffle: bool = False
             cells.obs[split.label_key] = pd.Categorical(labels)
     model = ScMoE(run.task, run.config(), run.seed)
     return getattr(trained(model, split, other.out_dir, run.device), part), split
+
+
+def group_recovery(importance: pd.Series, differs: pd.DataFrame) -> dict[str, float]:
+    """How well importance finds the features whose means truly differ between groups.
+
+    `importance` is by (modality, feature), such as a column of `Explanation.table`; `differs` is
+    feature × modality of bool: `uns["truth"]["differs"]` of simulated cells. Gives `auprc`, and
+    `chance`: the share of such features.
+    """
+    truth = [differs.at[feature, modality] for modality, feature in importance.index]
+    return _auprc(np.asarray(truth, bool), importance.to_numpy())
+
+
+def edge_recovery(importance: pd.DataFrame, edges: pd.DataFrame) -> dict[str, float]:
+    """How well importance of one layer's genes for another's finds who regulates whom.
+
+    `importance` is source gene × target gene of two modalities; pairs of a gene with itself (the
+    same gene in two layers) are left out. `edges` has the columns `regulator` and `target`, as
+    `uns["truth"]["edges"]`; only regulators count as sources. Gives `auprc`, and `chance`.
+    """
+    pairs = importance.loc[importance.index.isin(edges["regulator"])].stack()
+    pairs = pairs[pairs.index.get_level_values(0) != pairs.index.get_level_values(1)]
+    truth = pairs.index.isin(pd.MultiIndex.from_frame(edges[["regulator", "target"]]))
+    return _auprc(truth, pairs.to_numpy())
+
+
+def _auprc(truth: np.ndarray, score: np.ndarray) -> dict[str, float]:
+    if not truth.any():
+        return {"auprc": float("nan"), "chance": 0.0}
+    return {
+        "auprc": float(average_precision_score(truth, np.nan_to_num(score))),
+        "chance": float(truth.mean()),
+    }
+
+
+def simple_scores(model, mdata: MuData, labels: Sequence[str]) -> dict[str, pd.DataFrame]:
+    """How features speak for labels without the model: what explanations are held against.
+
+    `correlation` (Pearson, with membership) and `logistic coefficients` (L2 penalty 1): tables
+    (modality, feature) × label, of features as the model sees them.
+    """
+    answer = Answer(model)
+    x = torch.cat(answer.inputs(mdata), 1).double().cpu().numpy()
+    labels = np.asarray(labels, str)
+    names = np.unique(labels)
+    member = (labels[:, None] == names).astype(float)
+    fitted = LogisticRegression(max_iter=5000).fit(x, labels).coef_
+    fitted = np.concatenate([-fitted, fitted]) if len(names) == 2 else fitted
+    pairs = [(m, f) for m in answer.modalities for f in model.transform_.features[m]]
+    index = pd.MultiIndex.from_tuples(pairs, names=["modality", "feature"])
+    return {
+        "correlation": pd.DataFrame(correlations(x, member), index, names),
+        "logistic coefficients": pd.DataFrame(fitted.T, index, names),
+    }
+
+
+def correlations(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Pearson correlation of columns of `a` with columns of `b`; 0 where one is constant."""
+    a, b = (v - v.mean(0) for v in (a, b))
+    a, b = (v / np.maximum(np.linalg.norm(v, axis=0), 1e-12) for v in (a, b))
+    return a.T @ b

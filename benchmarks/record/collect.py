@@ -30,10 +30,8 @@ TEXT = dict.fromkeys(["fold", "modalities", "target_modality", "source_modality"
 def read_table(path: str | Path = TABLE) -> tuple[pd.DataFrame, dict]:
     """Read the table of record and where it comes from.
 
-    Returns
-    -------
-    The records (columns `scmoe.metrics.COLUMNS`, folds as text), and the provenance: `runs`, a list
-    of what some runs were made from with their seconds, and `refused`, by data set and method.
+    The records have the columns `scmoe.metrics.COLUMNS`, folds as text; the provenance is `runs`, a
+    list of what some runs were made from with their seconds, and `refused`, by set and method.
     """
     path = Path(path)
     if not path.exists():
@@ -43,12 +41,7 @@ def read_table(path: str | Path = TABLE) -> tuple[pd.DataFrame, dict]:
 
 
 def collect(files: Iterable[Path], path: str | Path = TABLE) -> int:
-    """Add runs' records to the table of record.
-
-    Returns
-    -------
-    How many older records of ours were dropped because the model's sources have changed.
-    """
+    """Add runs' records to the table of record; give how many outdated ones of ours went."""
     old, provenance = read_table(path)
     runs = {name: made | {"seconds": seconds} for made in provenance["runs"]
             for name, seconds in made.pop("seconds").items()}  # fmt: skip
@@ -90,28 +83,22 @@ def _run(table: pd.DataFrame, its: dict) -> tuple[str, dict]:
 
 def _one_version(runs: dict, records: pd.DataFrame) -> tuple[dict, pd.DataFrame, int]:
     """Keep of ours, by task, only what the sources of the newest run made."""
-    newest = {}  # runs are in the order in which they were collected
+    newest, kept = {}, dict(runs)  # runs are in the order in which they were collected
     for name, made in runs.items():
-        newest[made["methods"], _task(name)] = made["sources"]
-    stale = [
-        name
-        for name, made in runs.items()
-        if made["methods"] in OURS and made["sources"] != newest[made["methods"], _task(name)]
-    ]
+        newest[made["methods"], name.split(" ")[2]] = made["sources"]
     drop = pd.Series(False, index=records.index)
-    for name in stale:
+    for name, made in runs.items():
         dataset, group, task, protocol, *_, fold, _, seed = name.split(" ")
+        if group not in OURS or made["sources"] == newest[group, task]:
+            continue
+        del kept[name]
         dense = records["method"].str.contains("dense")
         mine = records["method"].str.startswith("scMoE") & (dense == (group == "dense"))
         at = ["dataset", "protocol", "fold", "seed"]
         here = (records[at].astype(str) == [dataset, protocol, fold, seed]).all(axis=1)
         also = ["translation"] if task == "supervised" else []
         drop |= mine & here & records["task"].isin([task, *also])
-    return {n: m for n, m in runs.items() if n not in stale}, records[~drop], int(drop.sum())
-
-
-def _task(name: str) -> str:
-    return name.split(" ")[2]
+    return kept, records[~drop], int(drop.sum())
 
 
 def _write(records: pd.DataFrame, runs: dict, refused: dict, path: Path) -> None:
@@ -136,10 +123,7 @@ def read_claim(name: str, folder: Path = BOOK) -> pd.DataFrame:
 def collect_claim(file: Path, folder: Path = BOOK) -> Path:
     """Write what a page on a claim left as its table of record, its origin in the first lines.
 
-    Parameters
-    ----------
-    file
-        `metrics.json` of a run of `leaks` or `conflict`, in the folder of that name.
+    `file` is the `metrics.json` of a run of `leaks` or `conflict`, in the folder of that name.
     """
     content = json.loads(file.read_text())
     its, records = content["provenance"], pd.DataFrame(content["records"], columns=COLUMNS)

@@ -42,12 +42,9 @@ def prepare(records: pd.DataFrame) -> pd.DataFrame:
 
     DBiT-seq's published split and its blocks are sets of their own, and so are the batches of
     mouse cortex and each batch of ATAC + gene: they ask different questions. An entrant is a method
-    with the modalities it reads, where those are not all.
-
-    Returns
-    -------
-    The records, folds as text, with `set`, `entrant`, `kind` ("ours", "peer", "simple" or
-    "location") and `partial`: does it identify groups from some of the modalities only?
+    with the modalities it reads, where those are not all. Further columns are `kind` ("ours",
+    "peer", "simple" or "location") and `partial`: does it identify groups from some of the
+    modalities only?
     """
     counts = pd.Series(False, index=records.index)
     for task, names in METRICS.items():
@@ -55,8 +52,8 @@ def prepare(records: pd.DataFrame) -> pd.DataFrame:
     single = ~records["source_modality"].astype(str).str.contains("+", regex=False)
     table = records[counts & single & records["protocol"].eq("strict")].copy()
     table["fold"] = table["fold"].astype(str)
-    block = table["fold"].str.startswith("block")
-    table["set"] = table["dataset"] + np.where(block, " blocks", "")
+    table["set"] = table["dataset"]
+    table.loc[table["fold"].str.startswith("block"), "set"] += " blocks"
     table.loc[table["fold"].isin(MOP_BATCHES), "set"] += " batches"
     batch = table["dataset"].eq("atacseq")
     table.loc[batch, "set"] += " " + table.loc[batch, "fold"]
@@ -66,27 +63,18 @@ def prepare(records: pd.DataFrame) -> pd.DataFrame:
     some &= table["modalities"].ne("coordinates") & table["task"].ne("translation")
     told = ~some | np.array(named, bool)
     table["entrant"] = table["method"].where(told, table["method"] + " of " + table["modalities"])
-    peer = table["method"].isin(PEERS)
-    ours, place = table["method"].str.startswith(OURS), table["method"].eq(LOCATION)
+    peer, place = table["method"].isin(PEERS), table["method"].eq(LOCATION)
+    ours = table["method"].str.startswith(OURS)
     kind = np.select([ours, peer, place], ["ours", "peer", "location"], "simple")
     return table.assign(kind=kind, partial=some)
 
 
 def differences(table: pd.DataFrame, rivals: str | Sequence[str], ours: str = OURS) -> pd.DataFrame:
-    """Give ours minus the best rival, for each entry, fold and seed.
+    """Give ours minus the best rival, for each entry, fold and seed: a table with `COLUMNS`.
 
-    Parameters
-    ----------
-    table
-        From `prepare`.
-    rivals
-        A kind, or names of entrants. The best one of an entry is the one by which ours is beaten
-        most, or beats least, on average over the folds and seeds of both: chosen on the very cells
-        that it is scored on, which favours it.
-
-    Returns
-    -------
-    Table with the columns of an entry, `fold`, `seed`, `ours`, `rival`, `theirs`, `difference`.
+    `table` is from `prepare`; `rivals` are a kind, or names of entrants. The best one of an entry
+    is the one by which ours is beaten most, or beats least, on average over the folds and seeds of
+    both: chosen on the very cells that it is scored on, which favours it.
     """
     both = _pairs(table, rivals, ours)
     return both.merge(_best(both, ENTRY), on=[*ENTRY, "rival"])[COLUMNS]
@@ -139,11 +127,9 @@ def folds_of(name: str) -> int:
 def paired(difference: pd.Series, k: int = 5) -> dict[str, float]:
     """Summarise differences, indexed by fold and seed, of cells that are cut into `k` folds.
 
-    Returns
-    -------
-    `difference` (the mean), `se` (the plain paired standard error), `low` and `high` (the 95 %
-    interval, corrected for overlapping training cells) and `n` (how often it was repeated: folds,
-    or seeds where there are fewer than three folds). Undefined values are NaN.
+    Gives `difference` (the mean), `se` (the plain paired standard error), `low` and `high` (the
+    95 % interval, corrected for overlapping training cells) and `n` (how often it was repeated:
+    folds, or seeds where there are fewer than three folds). Undefined values are NaN.
     """
     units = difference.groupby(level="fold").mean()
     folds = len(units) >= 3
@@ -182,12 +168,12 @@ def overall(entries: pd.DataFrame) -> dict[str, float]:
     with replacement; with fewer than three sets there is none. Metrics count as they are: all lie
     between 0 and 1, R² below 1.
     """
+    low = high = np.nan
+    sums = entries.groupby("set")["difference"].agg(["sum", "count"]).to_numpy(float)
+    if len(sums) >= 3:
+        drawn = np.random.default_rng(0).integers(len(sums), size=(N_BOOTSTRAP, len(sums)))
+        totals = sums[drawn].sum(1)  # (N_BOOTSTRAP, 2)
+        low, high = np.percentile(totals[:, 0] / totals[:, 1], [2.5, 97.5])
     counts = {name: int(entries[name].sum()) for name in ("below", "above")}
     counts |= {"entries": len(entries), "sets": entries["set"].nunique()}
-    sums = entries.groupby("set")["difference"].agg(["sum", "count"]).to_numpy(float)
-    if len(sums) < 3:
-        return {"mean": entries["difference"].mean(), "low": np.nan, "high": np.nan} | counts
-    drawn = np.random.default_rng(0).integers(len(sums), size=(N_BOOTSTRAP, len(sums)))
-    totals = sums[drawn].sum(1)  # (N_BOOTSTRAP, 2)
-    low, high = np.percentile(totals[:, 0] / totals[:, 1], [2.5, 97.5])
     return {"mean": entries["difference"].mean(), "low": low, "high": high} | counts

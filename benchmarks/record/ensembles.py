@@ -70,7 +70,7 @@ class KernelEnsemble(_OnComponents):
     n_components = KERNEL_COMPONENTS
 
     def fit(self, split: Split) -> KernelEnsemble:
-        """Fit to training and validation cells; `split.test` is not touched."""
+        """Fit to training and validation cells."""
         scores, present, _ = self._components(split)
         self._fit_pairs(scores, present)
         return self
@@ -122,13 +122,9 @@ class Boosting(_OnComponents):
 
     def _boosted(self, kind, leaves: int, x, y, rest, held_out):
         model = kind(
-            max_leaf_nodes=leaves,
-            max_iter=MAX_ROUNDS,
-            early_stopping=True,
-            n_iter_no_change=PATIENCE,
-            min_samples_leaf=5,
-            random_state=self.seed_,
-        )
+            max_leaf_nodes=leaves, max_iter=MAX_ROUNDS, early_stopping=True,
+            n_iter_no_change=PATIENCE, min_samples_leaf=5, random_state=self.seed_,
+        )  # fmt: skip
         return model.fit(x[rest], y[rest], X_val=x[held_out], y_val=y[held_out])
 
     def _fit_pair(self, z: np.ndarray, y: np.ndarray) -> list:

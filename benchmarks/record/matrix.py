@@ -107,12 +107,7 @@ def others(group: str, split: Split) -> Iterator:
 
 
 def score(run: Run, group: str, split: Split) -> tuple[pd.DataFrame, list[dict]]:
-    """Fit and score the methods of a group.
-
-    Returns
-    -------
-    Their records, and for each method that could not be used `method` and `reason`.
-    """
+    """Fit and score the methods of a group: records, and why which method could not be used."""
     if group in ("scmoe", "dense"):
         return {"scmoe": ours, "dense": dense}[group](run, split), []
     tables, refused = [], []
@@ -141,12 +136,7 @@ def made_from(group: str, parameters: dict) -> dict:
     libraries = versions(["torch", "scikit-learn", *(LIBRARIES if group == "peers" else [])])
     sources = source_hash(SOURCES.get(group, TRAINS) + SCORES)
     kept = {k: v for k, v in parameters.items() if k not in ("out_dir", "data_root")}
-    return {
-        "methods": group,
-        "sources": sources,
-        "versions": libraries,
-        "parameters": kept,
-    }
+    return {"methods": group, "sources": sources, "versions": libraries, "parameters": kept}
 
 
 def score_folds(dataset: str, methods: str, fold, out_dir: str, **parameters) -> None:

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 import anndata as ad
 import numpy as np
 import pandas as pd
+import torch
 from mudata import MuData
 from scipy import sparse
 from sklearn.cluster import KMeans
@@ -39,13 +40,7 @@ RNA, PROTEIN, PEAKS = ("rna", "mrna", "gex"), ("protein", "adt"), ("atac", "peak
 
 
 def require(package: str, method: str):
-    """Import what only one method needs.
-
-    Raises
-    ------
-    ImportError
-        That says how to install it.
-    """
+    """Import what only one method needs; the `ImportError` says how to install it."""
     try:
         return importlib.import_module(package)
     except ImportError as error:
@@ -55,15 +50,7 @@ def require(package: str, method: str):
 
 
 class _Peer(Method):
-    """A latent space from a library, and groups from that.
-
-    Parameters
-    ----------
-    task
-        ``supervised`` or ``unsupervised``.
-    modalities, seed
-        As for every baseline.
-    """
+    """A latent space from a library, and groups from that; `task` as for `scmoe.ScMoE`."""
 
     package: str
 
@@ -81,21 +68,15 @@ class _Peer(Method):
     def fit(self, split: Split):
         """Fit to training cells, early stopping on validation cells where the method has it.
 
-        Raises
-        ------
-        ImportError
-            The library is not installed.
-        DataError
-            The method does not apply to these modalities.
+        A library that is not installed is an `ImportError`, a method that does not apply to these
+        modalities a `DataError`.
         """
         library = require(self.package, self.method)
         self._start(split)
         self._check(split)
         with _quiet():
             self._train(library, split)
-        latent = [self.get_latent_representation(part) for part in (split.train, split.val)]
-        self._fit_groups(np.concatenate(latent), split)
-        return self
+        return self._fit_groups(split)
 
     def for_task(self, task: str, split: Split):
         """Give a copy for the other task: the latent space saw no label, and is kept."""
@@ -103,9 +84,7 @@ class _Peer(Method):
         other.task = task
         other._start(split)
         other._check(split)
-        latent = [other.get_latent_representation(part) for part in (split.train, split.val)]
-        other._fit_groups(np.concatenate(latent), split)
-        return other
+        return other._fit_groups(split)
 
     def _check(self, split: Split) -> None:
         for part in (split.train, split.val):
@@ -113,13 +92,16 @@ class _Peer(Method):
                 if part[m].n_obs < part.n_obs:
                     raise DataError(f"{self.method} needs every cell in modality '{m}'")
 
-    def _fit_groups(self, latent: np.ndarray, split: Split) -> None:
+    def _fit_groups(self, split: Split):
+        parts = (split.train, split.val)
+        latent = np.concatenate([self.get_latent_representation(part) for part in parts])
         if self.task == "unsupervised":  # a latent space's own scale is part of what it says
             self.head_ = KMeans(len(self.groups_), n_init=20, random_state=self.seed_).fit(latent)
-            return
-        labels = [part.obs[split.label_key].astype(str) for part in (split.train, split.val)]
+            return self
+        labels = np.concatenate([part.obs[split.label_key].astype(str) for part in parts])
         self.head_ = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
-        self.head_.fit(latent, np.concatenate(labels))
+        self.head_.fit(latent, labels)
+        return self
 
     def predict(self, mdata: MuData) -> pd.DataFrame:
         """Group of every cell: column ``group``, then a probability per group."""
@@ -205,18 +187,12 @@ class UniVI(Translator, _Peer):
     method, package = "UniVI", "univi"
 
     def _train(self, univi, split: Split) -> None:
-        import torch
-
         workflows = require("univi.workflows", self.method)
-        parts = [self._annotated(part) for part in (split.train, split.val)]
+        parts = [self._annotated(part, self.modalities_) for part in (split.train, split.val)]
         kinds = self.transform_.kinds
+        likelihoods = {m: "bernoulli" if kinds[m] == "binary" else "gaussian" for m in kinds}
         configs = [
-            univi.ModalityConfig(
-                m,
-                x.n_vars,
-                *([256, 128], [128, 256]),
-                likelihood="bernoulli" if kinds[m] == "binary" else "gaussian",
-            )
+            univi.ModalityConfig(m, x.n_vars, [256, 128], [128, 256], likelihood=likelihoods[m])
             for m, x in parts[0].items()
         ]
         config = univi.UniVIConfig(
@@ -232,38 +208,36 @@ class UniVI(Translator, _Peer):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed_)
             self.model_ = univi.UniVIMultiModalVAE(config)
-            univi.UniVITrainer(
-                self.model_,
+            loaders = (
                 workflows.make_loader(
                     parts[0], batch_size=size, shuffle=True, drop_last=True, seed=self.seed_
                 ),
                 workflows.make_loader(parts[1], batch_size=1024),
-                training,
-            ).fit()
+            )
+            univi.UniVITrainer(self.model_, *loaders, training).fit()
         self.model_.eval()
 
-    def _annotated(self, mdata: MuData) -> dict[str, ad.AnnData]:
-        scaled = self._scaled(mdata, self._available(mdata))
+    def _annotated(self, mdata: MuData, modalities: Sequence[str]) -> dict[str, ad.AnnData]:
+        scaled = self._scaled(mdata, modalities)
         obs = pd.DataFrame(index=mdata.obs_names)
         return {m: ad.AnnData(x.astype(np.float32), obs) for m, x in scaled.items()}
 
-    def _latent(self, parts: dict[str, ad.AnnData]):
-        import torch
-
+    def _latent(self, mdata: MuData, modalities: Sequence[str]) -> np.ndarray:
+        parts = self._annotated(mdata, modalities)
         with torch.no_grad():
             inputs = {m: torch.as_tensor(part.X) for m, part in parts.items()}
-            return self.model_.mixture_of_experts(*self.model_.encode_modalities(inputs))[0]
+            encoded = self.model_.encode_modalities(inputs)
+            return self.model_.mixture_of_experts(*encoded)[0].numpy()
 
     def get_latent_representation(self, mdata: MuData) -> np.ndarray:
         """Mean of the fused posterior `(n_cells, n_latent)`."""
-        return self._latent(self._annotated(mdata)).numpy()
+        return self._latent(mdata, self._available(mdata))
 
     def _told(self, mdata, target, sources):
         """Encode the sources, decode the target."""
-        scaled = self._scaled(mdata, sources)
         evaluation = require("univi.evaluation", self.method)
-        latent = self._latent({m: ad.AnnData(x.astype(np.float32)) for m, x in scaled.items()})
-        predicted = evaluation.decode_from_latent(self.model_, latent.numpy())[target]
+        latent = self._latent(mdata, sources)
+        predicted = evaluation.decode_from_latent(self.model_, latent)[target]
         return lambda rows: predicted[rows], np.ones(len(predicted), bool)
 
 
@@ -438,12 +412,11 @@ class WNN(Leiden):
 @contextlib.contextmanager
 def _quiet():
     """Keep libraries from printing, warning and drawing bars into a page."""
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        level = logging.root.manager.disable
-        logging.disable(logging.WARNING)
-        try:
-            with contextlib.redirect_stderr(io.StringIO()):
-                yield
-        finally:
-            logging.disable(level)
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    with contextlib.ExitStack() as stack:
+        stack.callback(logging.disable, level)
+        stack.enter_context(warnings.catch_warnings(action="ignore"))
+        stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+        stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
+        yield

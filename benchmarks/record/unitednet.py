@@ -59,14 +59,8 @@ class UnitedNet(Translator):
     sizes), each with its own Adam. Translation and supervised groups each keep the weights of
     the epoch that validation cells liked best; clusters keep the last.
 
-    Parameters
-    ----------
-    task
-        ``supervised`` or ``unsupervised``, as for :class:`scmoe.ScMoE`.
-    sizes
-        Default: the preset of the data set, else small layers.
-    modalities, seed
-        As for every baseline.
+    ``task`` is as for :class:`scmoe.ScMoE`; ``sizes`` default to the preset of the data set, else
+    to small layers.
     """
 
     method = "UnitedNet"
@@ -92,10 +86,8 @@ class UnitedNet(Translator):
         train, val = (self._cells(part, device) for part in (split.train, split.val))
         if self.task == "supervised":
             for cells, part in ((train, split.train), (val, split.val)):
-                labels = part.obs[split.label_key].astype(str)
-                cells.labels = torch.as_tensor(pd.Index(self.groups_).get_indexer(labels)).to(
-                    device
-                )
+                numbers = pd.Index(self.groups_).get_indexer(part.obs[split.label_key].astype(str))
+                cells.labels = torch.as_tensor(numbers).to(device)
         binary = [self.transform_.kinds[m] == "binary" for m in self.modalities_]
         n_features = [len(self.transform_.features[m]) for m in self.modalities_]
         with torch.random.fork_rng(devices=[]):
@@ -117,16 +109,15 @@ class UnitedNet(Translator):
 
     def _told(self, mdata, target, sources):
         """Mean over a cell's sources."""
-        index = self.modalities_.index(target)
-
-        run = lambda network, b: network.translate(b, index)  # noqa: E731
-        values = self._run("translation", run, mdata, sources).numpy()
+        i = self.modalities_.index(target)
+        told = self._run("translation", lambda network, b: network.translate(b, i), mdata, sources)
+        values = told.numpy()
         return lambda rows: values[rows], ~np.isnan(values).any(1)
 
     def get_latent_representation(self, mdata: MuData) -> np.ndarray:
         """Weighted mean of the modalities' latents `(n_cells, n_latent)`."""
-        run = lambda network, b: network.fuse(network.latents(b), b.present)  # noqa: E731
-        return self._run("groups", run, mdata).numpy()
+        fused = self._run("groups", lambda n, b: n.fuse(n.latents(b), b.present), mdata)
+        return fused.numpy()
 
     @torch.no_grad()
     def _run(self, task: str, function, mdata: MuData, modalities=None) -> Tensor:

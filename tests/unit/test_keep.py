@@ -137,9 +137,9 @@ def test_writers_at_one_place_all_end_well(kind, tmp_path):
 
 
 def test_only_what_a_writer_of_this_very_path_left_is_removed(tmp_path):
-    kept = {".place.tgz.abcdefgh.partial", ".place.partial", "place.abcdefgh.partial", ".place"}
-    for name in [*kept, ".place.abcdefgh.partial"]:
-        (tmp_path / name).mkdir()
+    kept = {".place.tgz.partial", "place.partial", ".place.abc.partial", ".place"}
+    for name in [*kept, ".place.partial/new"]:
+        (tmp_path / name).mkdir(parents=True)
     with keep.replaced(tmp_path / "place") as new:
         keep.recover(tmp_path / "place")  # the next one's: this one is at work
         new.write_text("whole")
