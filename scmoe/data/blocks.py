@@ -24,7 +24,6 @@ def matrix(adata: AnnData):
     """The matrix `adata.X`, ready for row blocks: dense, CSR, or a backed dataset.
 
     A CSC matrix becomes CSR (slicing rows of CSC is slow), entries stored twice are summed.
-    The matrix of a view is copied once, here.
     """
     X = adata.X
     if getattr(X, "format", "csr") == "csc":
@@ -61,36 +60,32 @@ def gaps(block) -> np.ndarray | None:
 
 
 def take_rows(X, parts: list[np.ndarray]) -> list[np.ndarray | sp.csr_matrix]:
-    """Copy the rows of each part out of X, in one pass over X.
+    """Copy the rows of each part, which share none, out of X (n, f), in the part's own order.
 
-    Parameters
-    ----------
-    X
-        (n, f), dense, CSR or backed; read once, in order, so that a file larger than memory can
-        be cut into parts while never holding more than those parts and one block.
-    parts
-        Row numbers of each part, disjoint; the order inside a part is kept.
+    A file is read once, in order, so that one larger than memory can be cut into parts while
+    never holding more than those parts and one block.
     """
     if sp.issparse(X) or isinstance(X, np.ndarray):
         return [X[rows] for rows in parts]
     part_of, place = np.full(X.shape[0], -1), np.empty(X.shape[0], dtype=np.int64)
     for i, rows in enumerate(parts):
         part_of[rows], place[rows] = i, np.arange(len(rows))
-    if is_sparse(X):
-        taken = [[sp.csr_matrix((0, X.shape[1]), dtype=X.dtype)] for _ in parts]
-    else:
-        taken = [np.empty((len(rows), X.shape[1]), X.dtype) for rows in parts]
+    sparse = is_sparse(X)
+    pieces = [[sp.csr_matrix((0, X.shape[1]), dtype=X.dtype)] for _ in parts]
+    taken = [np.empty((0 if sparse else len(rows), X.shape[1]), X.dtype) for rows in parts]
     for start, block in row_blocks(X):
         here = part_of[start : start + block.shape[0]]
         for i in np.unique(here[here >= 0]):
             rows = np.flatnonzero(here == i)
-            if is_sparse(X):
-                taken[i].append(block[rows])
+            if sparse:
+                pieces[i].append(block[rows])
             else:
                 taken[i][place[start + rows]] = block[rows]
-    if is_sparse(X):  # stacked in the file's order: bring into the part's
-        for i, rows in enumerate(parts):
-            taken[i] = sp.vstack(taken[i], format="csr")
-            if (np.diff(rows) < 0).any():
-                taken[i] = taken[i][np.argsort(np.argsort(rows))]
+    if sparse:  # stacked in the file's order: bring into the part's
+        stacked = [sp.vstack(part, format="csr") for part in pieces]
+        ordered = [(np.diff(rows) >= 0).all() for rows in parts]
+        taken = [
+            X if as_is else X[np.argsort(np.argsort(rows))]
+            for X, rows, as_is in zip(stacked, parts, ordered, strict=True)
+        ]
     return taken

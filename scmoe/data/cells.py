@@ -27,34 +27,29 @@ if hasattr(mudata, "set_options"):
 class Cells:
     """All cells' annotation, and each modality's matrix, perhaps still on disk.
 
-    `rows[m]` says in which row of modality `m` each cell of `obs` is, -1 where it lacks `m`;
-    `kinds` says what a modality's values are, where that is known.
+    A modality may have its cells in another order than `obs`, and may lack some.
     """
 
     obs: pd.DataFrame
     mod: dict[str, AnnData]
-    rows: dict[str, np.ndarray]
-    label_key: str | None = None
-    kinds: Mapping[str, str] = field(default_factory=dict)
     obsm: Mapping[str, np.ndarray] = field(default_factory=dict)
     uns: Mapping = field(default_factory=dict)
 
     @classmethod
-    def of(cls, mdata: MuData, label_key: str | None, kinds: Mapping[str, str] | None = None):
+    def of(cls, mdata: MuData) -> Cells:
         """The cells of a MuData, not copied."""
-        rows = {m: mdata.mod[m].obs_names.get_indexer(mdata.obs_names) for m in mdata.mod}
         obsm = {key: mdata.obsm[key] for key in mdata.obsm if key not in mdata.mod}
-        return cls(mdata.obs, dict(mdata.mod), rows, label_key, kinds or {}, obsm, mdata.uns)
+        return cls(mdata.obs, dict(mdata.mod), obsm, mdata.uns)
 
-    def take(self, parts: Sequence[np.ndarray]) -> list[MuData]:
+    def take(self, parts: Sequence[np.ndarray], label_key: str | None) -> list[MuData]:
         """One MuData per part (positions in `obs`), in memory; a file is read once for all.
 
-        The parts hold X and annotations; layers and graphs are left behind.
+        The parts hold X, annotations and the modalities' kinds; layers and graphs are left behind.
         """
-        taken: list[dict[str, AnnData]] = [{} for _ in parts]
+        mods: list[dict[str, AnnData]] = [{} for _ in parts]
         for name, adata in self.mod.items():
-            rows = [self.rows[name][part] for part in parts]
-            rows = [part[part >= 0] for part in rows]
+            place = adata.obs_names.get_indexer(self.obs.index)
+            rows = [place[part][place[part] >= 0] for part in parts]
             try:
                 cut = take_rows(matrix(adata), rows)
             except OSError as error:
@@ -62,24 +57,19 @@ class Cells:
                     f"modality '{name}': cannot read {adata.filename or 'its file'}: it is damaged "
                     f"({error}); fetch it again"
                 ) from error
-            for i, X in enumerate(cut):
-                uns = {"kind": self.kinds.get(name, adata.uns.get("kind"))}
-                taken[i][name] = AnnData(
-                    X,
-                    obs=adata.obs.iloc[rows[i]].copy(),
-                    var=adata.var.copy(),
-                    uns=uns if uns["kind"] is not None else None,
-                )
-        return [self._part(part, mod) for part, mod in zip(parts, taken, strict=True)]
+            uns = {"kind": adata.uns["kind"]} if "kind" in adata.uns else None
+            for mod, X, its in zip(mods, cut, rows, strict=True):
+                mod[name] = AnnData(X, adata.obs.iloc[its].copy(), adata.var.copy(), uns)
+        return [self._part(part, mod, label_key) for part, mod in zip(parts, mods, strict=True)]
 
-    def _part(self, part: np.ndarray, mod: dict[str, AnnData]) -> MuData:
+    def _part(self, part: np.ndarray, mod: dict[str, AnnData], label_key: str | None) -> MuData:
         mdata = make_mudata(mod, self.obs.iloc[part])
-        if self.label_key is not None:
-            labels = as_text(self.obs[self.label_key])[mdata.obs_names]
-            mdata.obs[self.label_key] = pd.Categorical(labels)
-        kept = self.obs.index[part].isin(mdata.obs_names)
+        if label_key is not None:
+            labels = as_text(self.obs[label_key])[mdata.obs_names]
+            mdata.obs[label_key] = pd.Categorical(labels)
+        part = part[self.obs.index[part].isin(mdata.obs_names)]
         for key, values in self.obsm.items():
-            mdata.obsm[key] = getattr(values, "iloc", values)[part[kept]]
+            mdata.obsm[key] = getattr(values, "iloc", values)[part]
         mdata.uns.update(self.uns)
         return mdata
 

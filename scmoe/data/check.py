@@ -12,8 +12,8 @@ import pandas as pd
 from anndata import AnnData
 from mudata import MuData
 
-from scmoe.data.blocks import matrix, row_blocks, values
-from scmoe.data.kinds import Summary
+from scmoe.data.blocks import is_sparse, matrix, row_blocks
+from scmoe.data.kinds import Summary, summarise
 
 LARGEST = 1e15  # no measurement is as large; sums and exponentials of these stay finite
 LIKE_MISSING = {"", "nan", "na", "n/a", "<na>", "none", "null", "nat"}  # text, in any case
@@ -115,9 +115,7 @@ def check(
                 "feature's mean over the training cells, and not scored"
             )
     notes += _check_shared(mdata, names)
-    if label_key is not None:
-        notes += _check_labels(mdata, label_key)
-    return notes
+    return notes if label_key is None else notes + _check_labels(mdata, label_key)
 
 
 def select_modalities(mdata: MuData, modalities: Sequence[str] | None) -> list[str]:
@@ -145,35 +143,25 @@ def check_cells(mdata: MuData, names: list[str]) -> None:
         adata = mdata.mod[name]
         if not isinstance(adata, AnnData):
             raise DataError(f"modality '{name}' is a {type(adata).__name__}; give an AnnData")
-        check_unique(adata, name)
-        if not _in_step(mdata, name, adata):
+        check_unique(adata.obs_names, name, "obs_names", "drop the copies, or")
+    for name in names:
+        theirs = mdata.mod[name].obs_names
+        place = 1 + theirs.get_indexer(mdata.obs_names)  # 0: not in this modality
+        in_step = name in mdata.obsmap and np.array_equal(mdata.obsmap[name], place)
+        if not in_step or (place > 0).sum() != len(theirs):
             raise DataError(
                 f"modality '{name}': its cells are not those that mdata.obs lists for it; "
                 "call mdata.update() after changing a modality"
             )
 
 
-def check_unique(adata: AnnData, name: str) -> None:
-    """Refuse a modality in which cells repeat."""
-    if not adata.obs_names.is_unique:
-        twice = adata.obs_names[adata.obs_names.duplicated()].unique()
+def check_unique(names: pd.Index, modality: str, what: str, remedy: str = "") -> None:
+    """Refuse a modality in which cells or features repeat."""
+    if not names.is_unique:
+        twice = some(names[names.duplicated()].unique())
         raise DataError(
-            f"modality '{name}': obs_names repeat ({some(twice)}); "
-            "drop the copies, or call obs_names_make_unique()"
+            f"modality '{modality}': {what} repeat ({twice}); {remedy} call {what}_make_unique()"
         )
-
-
-def _in_step(mdata: MuData, name: str, adata: AnnData) -> bool:
-    if name not in mdata.obsmap:
-        return False
-    place = np.asarray(mdata.obsmap[name]).astype(np.int64)
-    if (
-        len(place) != mdata.n_obs
-        or (place > 0).sum() != adata.n_obs
-        or place.max(initial=0) > adata.n_obs
-    ):
-        return False
-    return adata.obs_names[place[place > 0] - 1].equals(mdata.obs_names[place > 0])
 
 
 def _check_shared(mdata: MuData, names: list[str]) -> list[str]:
@@ -186,15 +174,14 @@ def _check_shared(mdata: MuData, names: list[str]) -> list[str]:
             if any(adata.var_names.isin(other.obs_names).mean() > 0.5 for other in others):
                 raise DataError(
                     f"modality '{name}' is transposed: its features are the other modalities' "
-                    f"cells; use adata.T"
+                    "cells; use adata.T"
                 )
             raise DataError(
                 f"modality '{name}' shares no cell with the others: its obs_names are like "
-                f"'{_first(adata.obs_names)}', theirs like '{_first(others[0].obs_names)}'; "
+                f"'{some(adata.obs_names[:1])}', theirs like '{some(others[0].obs_names[:1])}'; "
                 "give each cell the same name in every modality"
             )
-        lacking = mdata.n_obs - adata.n_obs
-        if lacking:
+        if lacking := mdata.n_obs - adata.n_obs:
             notes.append(f"{lacking} of {mdata.n_obs} cells lack modality '{name}'")
     bare = ~np.any([mdata.obs_names.isin(mdata.mod[name].obs_names) for name in names], axis=0)
     if bare.any():
@@ -204,21 +191,13 @@ def _check_shared(mdata: MuData, names: list[str]) -> list[str]:
     return notes
 
 
-def _first(names) -> str:
-    return str(names[0]) if len(names) else ""
-
-
 def check_modality(adata: AnnData, name: str) -> Summary:
     """Check one modality's size, feature names and values, and sum these up."""
     if 0 in adata.shape:
         raise DataError(
             f"modality '{name}' is empty ({adata.n_obs} cells × {adata.n_vars} features); remove it"
         )
-    if not adata.var_names.is_unique:
-        twice = adata.var_names[adata.var_names.duplicated()].unique()
-        raise DataError(
-            f"modality '{name}': var_names repeat ({some(twice)}); call var_names_make_unique()"
-        )
+    check_unique(adata.var_names, name, "var_names")
     try:
         X = matrix(adata)
     except KeyError:  # a backed file without X
@@ -235,26 +214,28 @@ def check_modality(adata: AnnData, name: str) -> Summary:
             f"modality '{name}': X holds {X.dtype} values, not numbers; "
             "convert them, e.g. adata.X = adata.X.astype('float32')"
         )
-    seen = Summary(int(np.prod(X.shape)))
+    seen = summarise(X)
+    if seen.n_missing == seen.n_entries:
+        raise DataError(f"modality '{name}': all values are missing (NaN); remove it")
+    if max(-seen.smallest, seen.largest) > LARGEST or (seen.n_missing and is_sparse(X)):
+        _refuse_unusable(X, adata, name)
+    return seen
+
+
+def _refuse_unusable(X, adata: AnnData, name: str) -> None:
+    """Name the first value that is too large, infinite, or missing from a sparse matrix."""
     for start, block in row_blocks(X):
-        stored = values(block)
-        seen.add(stored)
-        if stored.dtype.kind == "f":
-            stored = stored.astype(np.float64)  # of float16, LARGEST is infinite
-        usable = np.abs(stored) <= LARGEST  # NaN is not smaller than anything
-        dense = not hasattr(block, "toarray")
-        if not (usable | np.isnan(stored) if dense else usable).all():
-            found = block if dense else block.toarray()
-            large = ~(np.abs(found.astype(np.float64)) <= LARGEST)
-            cell, feature = np.argwhere(large & ~np.isnan(found) if dense else large)[0]
+        found = block.toarray() if is_sparse(X) else block
+        unusable = ~(np.abs(found.astype(np.float64)) <= LARGEST)  # NaN is not smaller
+        if not is_sparse(X):
+            unusable &= ~np.isnan(found)
+        if unusable.any():
+            cell, feature = np.argwhere(unusable)[0]
             raise DataError(
                 f"modality '{name}': X is {found[cell, feature]} at cell "
                 f"'{adata.obs_names[start + cell]}', feature '{adata.var_names[feature]}'; impute "
                 "it, or leave the cell out of this modality (a cell may lack a modality)"
             )
-    if seen.n_missing == seen.n_entries:
-        raise DataError(f"modality '{name}': all values are missing (NaN); remove it")
-    return seen.finish()
 
 
 def _check_labels(mdata: MuData, label_key: str) -> list[str]:
@@ -267,32 +248,30 @@ def _check_labels(mdata: MuData, label_key: str) -> list[str]:
                 f"modality '{holders[0]}' has it: mdata.obs['{label_key}'] = "
                 f"mdata.mod['{holders[0]}'].obs['{label_key}']"
             )
-        columns = some(mdata.obs.columns, 20) or "none"
-        hint = near(label_key, mdata.obs.columns)
         raise DataError(
-            f"no column '{label_key}' in mdata.obs (columns: {columns}); {remedy}{hint}"
+            f"no column '{label_key}' in mdata.obs (columns: {some(mdata.obs, 20) or 'none'}); "
+            f"{remedy}{near(label_key, mdata.obs)}"
         )
-    labels = mdata.obs[label_key]
+    labels, is_called = mdata.obs[label_key], f"obs['{label_key}']"
     if labels.isna().any():
         raise DataError(
-            f"obs['{label_key}'] is missing for {labels.isna().sum()} cells "
+            f"{is_called} is missing for {labels.isna().sum()} cells "
             f"({some(mdata.obs_names[labels.isna()], 3)}); label them, or drop them"
         )
     sizes = as_text(labels).value_counts()
     unsure = [label for label in sizes.index if label.strip().lower() in LIKE_MISSING]
     if unsure:
         raise DataError(
-            f"obs['{label_key}'] has the text '{unsure[0]}' for {sizes[unsure[0]]} cells: are "
-            f"these without a label, or is it a group's name? Set them to None "
-            f"(mdata.obs['{label_key}'] = mdata.obs['{label_key}'].replace('{unsure[0]}', None)), "
-            "or give the group another name"
+            f"{is_called} has the text '{unsure[0]}' for {sizes[unsure[0]]} cells: are these "
+            f"without a label, or is it a group's name? Set them to None (mdata.{is_called} = "
+            f"mdata.{is_called}.replace('{unsure[0]}', None)), or give the group another name"
         )
     if len(sizes) < 2:
         raise DataError(
-            f"obs['{label_key}'] has one group only ('{_first(sizes.index)}'), so that there is "
+            f"{is_called} has one group only ('{some(sizes.index)}'), so that there is "
             "nothing to identify; name another column, or label_key=None to do without labels"
         )
     if sizes.iloc[0] == 1:
-        raise DataError(f"obs['{label_key}'] has a group for every cell; name a column of groups")
+        raise DataError(f"{is_called} has a group for every cell; name a column of groups")
     single = sorted(sizes.index[sizes == 1])
     return [f"groups of one cell, which cannot be validated on: {some(single)}"] if single else []

@@ -20,11 +20,12 @@ from anndata import AnnData
 from scmoe.data.catalog import Dataset
 from scmoe.data.cells import Cells
 from scmoe.data.check import DataError, some
+from scmoe.data.dyngen import simulate_dyngen
 from scmoe.data.fetch import is_from_zenodo
 from scmoe.data.screen import reading
+from scmoe.data.standin import standin
 
 DYNGEN_KEYS = {"dna": "D", "pre_mrna": "p", "mrna": "m", "protein": "P"}  # inferred, not documented
-
 EXCERPT = 0.9  # of the published number of cells or features; less is an excerpt
 
 
@@ -76,52 +77,70 @@ def open_set(
     paths = {m: [folder / name for name in dataset.files_of(m, fold)] for m in modalities}
     distinct = list(dict.fromkeys(path for group in paths.values() for path in group))
     missing = [path for path in distinct if not path.is_file()]
-    if missing and allow_standin:
-        return _simulated(dataset, modalities)
-    if missing:
+    if missing and not allow_standin:
         raise DataError(
             f"{dataset.name}: no file {some(missing, 12)}. Fetch them with "
             f"`python -m scmoe.data fetch {dataset.name}`, set SCMOE_DATA to the folder that "
             f"holds {dataset.collection or dataset.folder}/, or pass allow_standin=True to work "
             "with simulated cells"
         )
-    if dataset.name == "dyngen":
-        cells = _from_obsm(dataset, distinct, modalities)
-    elif dataset.name == "mop":
-        cells = _from_npz(dataset, paths)
+    if missing:
+        cells, source, notes = _simulated(dataset)
+        cells.mod = {name: cells.mod[name] for name in modalities}
     else:
-        cells = _from_files(dataset, paths)
-    found = checksums(distinct)
-    source, notes = _compare_with_catalogue(dataset, cells, distinct)
+        read = {"dyngen": _from_obsm, "mop": _from_npz}.get(dataset.name, _from_files)
+        cells = read(dataset, paths)
+        source, notes = _compare_with_catalogue(dataset, cells, distinct)
+    for name, adata in cells.mod.items():
+        if name in dataset.kinds:
+            adata.uns["kind"] = dataset.kinds[name]
+    found = {} if missing else checksums(distinct)
     pinned = {name: value[:16] for name, (_, value) in dataset.pinned.items()}
     if source == "local" and pinned and found.items() <= pinned.items():
         source = "published"
     return Opened(cells, source, notes, found)
 
 
-def _from_files(dataset: Dataset, paths: dict[str, list[Path]]) -> Cells:
-    """Modalities in files of their own; of two files, one has the training, one the test cells."""
-    mod, obs, rows = {}, None, {}
-    for name, files in paths.items():
-        parts = [read_h5ad(path, backed=len(files) == 1) for path in files]
-        for part, path in zip(parts, files, strict=True):
-            if dataset.label_key not in part.obs:
-                raise DataError(
-                    f"{path}: no column '{dataset.label_key}' in obs; there are: "
-                    f"{some(part.obs.columns, 20)}; fetch the file again"
-                )
+def _read_parts(dataset: Dataset, files: list[Path]) -> list[AnnData]:
+    """A modality's file; of two files, one has the training, one the test cells."""
+    parts = [read_h5ad(path, backed=len(files) == 1) for path in files]
+    for part, path, half in zip(parts, files, ("train", "test"), strict=False):
+        if dataset.label_key not in part.obs:
+            raise DataError(
+                f"{path}: no column '{dataset.label_key}' in obs; there are: "
+                f"{some(part.obs, 20) or 'none'}; fetch the file again"
+            )
         if len(parts) == 2:
-            for part, half in zip(parts, ("train", "test"), strict=True):
-                part.obs["published_split"] = half
+            part.obs["published_split"] = half
+    return parts
+
+
+def _from_files(dataset: Dataset, paths: dict[str, list[Path]]) -> Cells:
+    """Modalities in files of their own, all about the same cells."""
+    mod = {}
+    for name, files in paths.items():
+        parts = _read_parts(dataset, files)
         mod[name] = parts[0] if len(parts) == 1 else anndata.concat(parts, merge="same")
-        if obs is None:
-            obs = mod[name].obs
-            spatial = mod[name].obsm.get("spatial")
-        rows[name] = _aligned(mod[name], obs, dataset.label_key, name, files)
+        first = next(iter(mod.values()))
+        obs, spatial = first.obs, first.obsm.get("spatial")
+        said = f"modality '{name}' ({some([path.name for path in files])})"
+        names = mod[name].obs_names
+        if not names.is_unique:
+            raise DataError(f"{said}: cell names repeat; fetch the files again")
+        rows = names.get_indexer(obs.index)
+        if (rows < 0).any() or len(rows) != len(names):
+            raise DataError(
+                f"{said} is not about the same cells as the other files: "
+                f"{(rows >= 0).sum()} of {len(obs)} cells are shared; fetch the files again"
+            )
+        for column in {dataset.label_key, "published_split"} & set(obs):
+            if (mod[name].obs[column].iloc[rows].astype(str) != obs[column].astype(str)).any():
+                raise DataError(
+                    f"{said}: obs['{column}'] differs from the other files'; fetch the files again"
+                )
     for adata in mod.values():
         adata.obs = adata.obs[[]]  # annotation is about cells, not about one modality
-    obsm = {} if spatial is None else {"spatial": np.array(spatial)}
-    return Cells(obs, mod, rows, dataset.label_key, dataset.kinds, obsm)
+    return Cells(obs, mod, {} if spatial is None else {"spatial": np.array(spatial)})
 
 
 def _from_npz(dataset: Dataset, paths: dict[str, list[Path]]) -> Cells:
@@ -133,12 +152,12 @@ def _from_npz(dataset: Dataset, paths: dict[str, list[Path]]) -> Cells:
             obs = pd.read_csv(table, index_col=0)
             names = features.read_text().split()
         except (OSError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-            listed = ", ".join(str(path) for path in (matrix, features, table))
             raise DataError(
-                f"cannot read one of {listed}: it is damaged ({error}); fetch it again"
+                f"cannot read one of {matrix}, {features}, {table}: it is damaged ({error}); fetch "
+                "it again"
             ) from error
         columns = [dataset.label_key, "Batch"]
-        if X.shape != (len(obs), len(names)) or not set(columns) <= set(obs):
+        if X.shape != (obs.index.nunique(), len(names)) or not set(columns) <= set(obs):
             raise DataError(
                 f"{matrix} is {X.shape[0]} cells × {X.shape[1]} features, {table.name} has "
                 f"{len(obs)} cells (columns {some(obs.columns)}) and {features.name} "
@@ -146,49 +165,25 @@ def _from_npz(dataset: Dataset, paths: dict[str, list[Path]]) -> Cells:
             )
         obs = obs[columns].rename(columns={"Batch": "batch"}).astype(str).astype("category")
         mod[name] = AnnData(X, obs=obs[[]], var=pd.DataFrame(index=names))
-    rows = dict.fromkeys(mod, np.arange(len(obs)))
-    return Cells(obs, mod, rows, dataset.label_key, dataset.kinds)
+    return Cells(obs, mod)
 
 
-def _aligned(adata: AnnData, obs: pd.DataFrame, label_key: str, name: str, files) -> np.ndarray:
-    """Where the cells of `obs` are in `adata`; refuses other cells and other labels."""
-    listed = some([path.name for path in files])
-    if not adata.obs_names.is_unique:
-        raise DataError(f"modality '{name}' ({listed}): cell names repeat; fetch the files again")
-    rows = adata.obs_names.get_indexer(obs.index)
-    if (rows < 0).any() or len(rows) != adata.n_obs:
-        raise DataError(
-            f"modality '{name}' ({listed}) is not about the same cells as the other files: "
-            f"{(rows >= 0).sum()} of {len(obs)} cells are shared; fetch the files again"
-        )
-    theirs = adata.obs.iloc[rows]
-    for column in {label_key, "published_split"} & set(obs):
-        if not np.array_equal(theirs[column].astype(str), obs[column].astype(str)):
-            raise DataError(
-                f"modality '{name}' ({listed}): obs['{column}'] differs from the other files'; "
-                "fetch the files again"
-            )
-    return rows
-
-
-def _from_obsm(dataset: Dataset, files: list[Path], modalities: list[str]) -> Cells:
+def _from_obsm(dataset: Dataset, paths: dict[str, list[Path]]) -> Cells:
     """Dyngen's layout: a training and a test file, modalities in `obsm` under one-letter keys."""
-    parts = [read_h5ad(path) for path in files]
-    for part, path, half in zip(parts, files, ("train", "test"), strict=True):
-        keys = [DYNGEN_KEYS[name] for name in modalities]
-        absent = [key for key in keys if key not in part.obsm]
-        if absent or dataset.label_key not in part.obs:
+    files = next(iter(paths.values()))
+    parts = _read_parts(dataset, files)
+    keys = {name: DYNGEN_KEYS[name] for name in paths}
+    for part, path in zip(parts, files, strict=True):
+        if not set(keys.values()) <= set(part.obsm):
             raise DataError(
-                f"{path}: obsm needs {some(keys)} and obs '{dataset.label_key}'; there are obsm: "
-                f"{some(part.obsm.keys()) or 'none'}, obs: {some(part.obs.columns, 20) or 'none'}"
+                f"{path}: obsm needs {some(keys.values())}; there are: {some(part.obsm) or 'none'}"
             )
-        part.obs["published_split"] = half
     obs = pd.concat([part.obs for part in parts])
     if not obs.index.is_unique:  # both files number their cells from zero
         obs.index = obs["published_split"] + "-" + obs.index
     mod = {}
-    for name in modalities:
-        blocks = [part.obsm[DYNGEN_KEYS[name]] for part in parts]
+    for name, key in keys.items():
+        blocks = [part.obsm[key] for part in parts]
         genes = getattr(blocks[0], "columns", None)
         if genes is None:
             same = blocks[0].shape[1] == parts[0].n_vars
@@ -196,8 +191,7 @@ def _from_obsm(dataset: Dataset, files: list[Path], modalities: list[str]) -> Ce
         var = pd.DataFrame(index=pd.Index(genes).astype(str))
         X = np.vstack([b.toarray() if sp.issparse(b) else np.asarray(b) for b in blocks])
         mod[name] = AnnData(X.astype(np.float32), obs=obs[[]], var=var)
-    rows = dict.fromkeys(modalities, np.arange(len(obs)))
-    return Cells(obs, mod, rows, dataset.label_key, dataset.kinds)
+    return Cells(obs, mod)
 
 
 def _compare_with_catalogue(
@@ -218,25 +212,16 @@ def _compare_with_catalogue(
     return ("zenodo" if all(map(is_from_zenodo, paths)) else "local"), []
 
 
-def _simulated(dataset: Dataset, modalities: list[str]) -> Opened:
+def _simulated(dataset: Dataset) -> tuple[Cells, str, list[str]]:
     """Simulated cells in the data set's place; a warning says so for the measured sets."""
     if dataset.name == "dyngen":
-        from scmoe.data.dyngen import simulate_dyngen
-
-        mdata, source = simulate_dyngen(seed=0), "simulated"
-        note = (
-            f"simulated: {mdata.n_obs} cells by scmoe.data.simulate_dyngen, not the published files"
-        )
-    else:
-        from scmoe.data.standin import standin
-
-        mdata, source = standin(dataset.name, seed=0), "stand-in"
-        note = mdata.uns["standin"]
-        warnings.warn(
-            f"files of {dataset.name} not found: using a {note}. Nothing computed from it is about "
-            f"real cells; `python -m scmoe.data fetch {dataset.name}` gets them",
-            stacklevel=4,
-        )
-    cells = Cells.of(mdata, dataset.label_key, dataset.kinds)
-    cells.mod = {name: cells.mod[name] for name in modalities}
-    return Opened(cells, source, [note], {})
+        mdata, n = simulate_dyngen(seed=0), dataset.n_cells
+        note = f"simulated: {n} cells by scmoe.data.simulate_dyngen, not the published files"
+        return Cells.of(mdata), "simulated", [note]
+    mdata = standin(dataset.name, seed=0)
+    warnings.warn(
+        f"files of {dataset.name} not found: using a {mdata.uns['standin']}. Nothing computed from "
+        f"it is about real cells; `python -m scmoe.data fetch {dataset.name}` gets them",
+        stacklevel=4,
+    )
+    return Cells.of(mdata), "stand-in", [mdata.uns["standin"]]

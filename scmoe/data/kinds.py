@@ -42,32 +42,10 @@ class Summary:
     n_entries: int
     smallest: float = np.inf
     largest: float = -np.inf
-    n_stored: int = 0
-    n_zero: int = 0
     n_missing: int = 0
+    n_nonzero: int = 0
     n_broken: int = 0  # not whole
     n_above: int = 0  # above one
-
-    def add(self, stored: np.ndarray) -> None:
-        """Take in the stored values of one more block."""
-        if stored.dtype.kind == "f" and (missing := np.isnan(stored)).any():
-            self.n_missing += int(missing.sum())
-            stored = stored[~missing]
-        if not stored.size:
-            return
-        self.n_stored += stored.size
-        self.smallest = min(self.smallest, float(stored.min()))
-        self.largest = max(self.largest, float(stored.max()))
-        self.n_zero += int((stored == 0).sum())
-        self.n_above += int((stored > 1).sum())
-        if stored.dtype.kind == "f":
-            self.n_broken += int((stored != np.rint(stored)).sum())
-
-    def finish(self) -> Summary:
-        """Count the zeros that a sparse matrix does not store."""
-        if self.n_stored + self.n_missing < self.n_entries:
-            self.smallest, self.largest = min(self.smallest, 0.0), max(self.largest, 0.0)
-        return self
 
     @property
     def whole(self) -> bool:
@@ -78,12 +56,7 @@ class Summary:
     def zeros(self) -> float:
         """Share of measured entries that are zero."""
         n = self.n_entries - self.n_missing
-        return (n - self.n_stored + self.n_zero) / n
-
-    @property
-    def n_nonzero(self) -> int:
-        """Number of values that are not zero."""
-        return self.n_stored - self.n_zero
+        return (n - self.n_nonzero) / n
 
     def look(self) -> dict[str, float]:
         """What new cells' values are compared with (see `other_kind`)."""
@@ -98,22 +71,31 @@ class Summary:
 
 def summarise(X) -> Summary:
     """Range, wholeness and share of zeros of a matrix, a block at a time."""
-    summary = Summary(int(np.prod(X.shape)))
+    seen, n_stored = Summary(int(np.prod(X.shape))), 0
     for _, block in row_blocks(X):
-        summary.add(values(block))
-    return summary.finish()
+        stored = values(block)
+        if stored.dtype.kind == "f" and (missing := np.isnan(stored)).any():
+            seen.n_missing += int(missing.sum())
+            stored = stored[~missing]
+        if not stored.size:
+            continue
+        n_stored += stored.size
+        seen.smallest = min(seen.smallest, float(stored.min()))
+        seen.largest = max(seen.largest, float(stored.max()))
+        seen.n_nonzero += int(np.count_nonzero(stored))
+        seen.n_above += int((stored > 1).sum())
+        if stored.dtype.kind == "f":
+            seen.n_broken += int((stored != np.rint(stored)).sum())
+    if n_stored + seen.n_missing < seen.n_entries:  # zeros that a sparse matrix does not store
+        seen.smallest, seen.largest = min(seen.smallest, 0.0), max(seen.largest, 0.0)
+    return seen
 
 
 def other_kind(kind: str, look: Mapping[str, float], new: Summary) -> tuple[str, str] | None:
-    """Tell whether new cells' values are of another kind than the training cells'.
+    """What the training cells' values look like and what the new ones do, where these differ.
 
     Says so only where it cannot be chance: counts have no fractions; so many non-zero values of a
     mostly fractional modality are not all whole, and of counts not all one.
-
-    Returns
-    -------
-    What the training cells' values look like and what the new ones do; None where nothing speaks
-    against their being the same.
     """
     n = new.n_nonzero
     if not look or not n:
@@ -127,13 +109,10 @@ def other_kind(kind: str, look: Mapping[str, float], new: Summary) -> tuple[str,
         )
     else:
         off_scale = new.largest > LOG_SCALE_LIMIT or new.smallest < 0
-        on_scale = kind == "normalised" and look["smallest"] >= 0 and _on_log_scale(look)
+        on_scale = look["smallest"] >= 0 and look["largest"] <= LOG_SCALE_LIMIT
+        on_scale = on_scale and kind == "normalised"
         differs = (on_scale and off_scale) or (look["broken"] > 0.5 and new.whole and n >= ENOUGH)
     return (_called(look), _called(new.look())) if differs else None
-
-
-def _on_log_scale(look: Mapping[str, float]) -> bool:
-    return look["largest"] <= LOG_SCALE_LIMIT
 
 
 def _called(look: Mapping[str, float]) -> str:
@@ -142,7 +121,7 @@ def _called(look: Mapping[str, float]) -> str:
         return "continuous (some are negative)"
     if not look["broken"]:
         return "counts (whole numbers)" if look["above_one"] else "binary (0 and 1)"
-    return "log-normalised" if _on_log_scale(look) else "continuous"
+    return "log-normalised" if look["largest"] <= LOG_SCALE_LIMIT else "continuous"
 
 
 def recognise(name: str, adata: AnnData, seen: Summary, stated: str | None) -> tuple[str, str]:

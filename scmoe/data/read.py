@@ -1,15 +1,15 @@
-"""The user's own cells, from objects or files of the usual formats."""
+"""The user's own cells, from objects and files of the usual formats."""
 
 from __future__ import annotations
 
 import os
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import anndata
 import h5py
-import mudata
 import pandas as pd
 import zarr
 from anndata import AnnData
@@ -19,7 +19,7 @@ from mudata import MuData
 from scmoe.data.cells import make_mudata, prefixed, quiet, typed
 from scmoe.data.check import DataError, DataWarning, check_unique, some
 from scmoe.data.screen import reading
-from scmoe.data.write import MARK, restore_names, unescape
+from scmoe.data.write import ALIGNED, MARK, unescaped
 
 FEATURE_TYPES = {"Gene Expression": "rna", "Antibody Capture": "protein", "Peaks": "atac"}
 
@@ -46,7 +46,7 @@ def read(source: MuData | AnnData | str | os.PathLike | Sequence | Mapping[str, 
     ------
     DataError
         No such file, a damaged one, one of another format, or one that might run code or bring in
-        another file's content (see `scmoe.data.screen`); cells that repeat.
+        another file's content; cells that repeat.
     """
     if isinstance(source, MuData):
         return source
@@ -71,7 +71,7 @@ def read(source: MuData | AnnData | str | os.PathLike | Sequence | Mapping[str, 
     if not mod:
         raise DataError("nothing to read: no modality given")
     for name, adata in mod.items():
-        check_unique(adata, name)
+        check_unique(adata.obs_names, name, "obs_names", "drop the copies, or")
     mdata = make_mudata(mod)
     mdata.obs = _shared_columns(mod, mdata.obs_names)
     return mdata
@@ -96,40 +96,38 @@ def _open(part) -> AnnData | MuData:
 
 
 def _read_mudata(path: Path) -> MuData:
-    """A MuData's file, whatever version wrote it, with what mudata's own reading changes."""
-    if path.suffix == ".zarr":
-        mdata, file = mudata.read_zarr(path), zarr.open_group(path, mode="r")
-    else:
-        mdata, file = mudata.read_h5mu(path), h5py.File(path, "r")
-    stored, encoder = read_elem(file["obs"]), file.attrs.get("encoder")
-    lost = stored.index[~stored.index.isin(mdata.obs_names)]
+    """A MuData's file, whatever version wrote it; mudata's own reading changes columns' types."""
+    is_zarr = path.suffix == ".zarr"
+    with nullcontext(zarr.open_group(path, mode="r")) if is_zarr else h5py.File(path) as file:
+        if file.attrs.get("axis", 0) != 0:
+            raise DataError(f"{path}: modalities share features, not cells")
+        names = file["mod"].attrs.get("mod-order", list(file["mod"]))
+        mod = {name: read_elem(file["mod"][name]) for name in names}
+        parts = ("obs", *ALIGNED, "uns", "obsmap")
+        held = {part: read_elem(file[part]) for part in parts if part in file}
+        if file.attrs.get("encoder") == MARK:
+            mod, held = unescaped(mod), unescaped(held)
+    obs, masks = held.pop("obs"), held.pop("obsmap", mod)  # of who has which modality
+    mdata = make_mudata(mod, obs)
+    lost = obs.index[~obs.index.isin(mdata.obs_names)]
     if len(lost):
         warnings.warn(
             f"{path}: {len(lost)} cells have no modality and are left out: {some(lost)}",
             DataWarning,
             stacklevel=6,
         )
-    if stored.index.is_unique:
-        mdata.obs = stored.loc[mdata.obs_names]  # own types: joining tables changes some
-    if isinstance(file, h5py.File):
-        file.close()
-    if encoder == MARK:
-        for part in (*mdata.mod.values(), mdata):
-            restore_names(part)
-        if any(unescape(name) != name for name in mdata.mod):
-            mdata = _renamed(mdata)
+    rows = obs.index.get_indexer(mdata.obs_names)
+    mdata.uns.update(held.pop("uns", {}))
+    for part, mapping in held.items():
+        for key, value in mapping.items():
+            if key in mod or key in masks:
+                continue
+            if part == "obsm":
+                value = getattr(value, "iloc", value)[rows]
+            getattr(mdata, part)[key] = value[rows][:, rows] if part == "obsp" else value
     pulled = {name: column for name, column in prefixed(mdata) if name not in mdata.obs}
     mdata.obs = pd.concat([mdata.obs, pd.DataFrame(pulled, mdata.obs_names)], axis=1)
     return mdata
-
-
-def _renamed(mdata: MuData) -> MuData:
-    """The same cells, with the names of modalities as they were before they were escaped."""
-    named = make_mudata({unescape(name): adata for name, adata in mdata.mod.items()}, mdata.obs)
-    for part in ("obsm", "obsp", "uns"):
-        ours = getattr(named, part)
-        ours.update({k: v for k, v in getattr(mdata, part).items() if k not in named.mod})
-    return named
 
 
 def _read_10x(path: Path) -> AnnData:

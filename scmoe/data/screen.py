@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 import h5py
 import psutil
@@ -70,53 +71,45 @@ def screen(path: Path) -> None:
     if path.suffix == ".zarr":
         n_bytes, stored = _screen_zarr(path)
     else:
-        _expect_plain(path, path)
-        with h5py.File(path, "r") as file:
-            n_bytes, stored = _screen_hdf5(path, file), path.stat().st_size
-    told = f"cannot read {path}: it says that it holds {n_bytes / 1e9:,.0f} GB of values"
+        _expect_plain(path, path, path.stat())
+        n_bytes, stored = _screen_hdf5(path), path.stat().st_size
+    told = f"it says that it holds {n_bytes / 1e9:,.0f} GB of values"
     if n_bytes > MAX_RATIO * stored + (1 << 30):
-        raise DataError(f"{told}, in {stored / 1e6:,.1f} MB: it is damaged")
+        _refuse(path, f"{told}, in {stored / 1e6:,.1f} MB: it is damaged")
     if n_bytes > psutil.virtual_memory().total:
-        raise DataError(f"{told}, more than this machine has memory")
+        _refuse(path, f"{told}, more than this machine has memory")
 
 
-def _expect_plain(path: Path, file: Path) -> None:
-    mode = file.stat().st_mode if file == path else file.lstat().st_mode
-    if not stat.S_ISREG(mode):
+def _refuse(path: Path, why: str) -> NoReturn:
+    raise DataError(f"cannot read {path}: {why}")
+
+
+def _expect_plain(path: Path, file: Path, its: os.stat_result) -> None:
+    if not stat.S_ISREG(its.st_mode):
         kinds = {stat.S_IFDIR: "folder", stat.S_IFLNK: "link"}
-        kind = kinds.get(stat.S_IFMT(mode), "device or pipe")
-        raise DataError(f"cannot read {path}: {file} is a {kind}, not a plain file")
+        kind = kinds.get(stat.S_IFMT(its.st_mode), "device or pipe")
+        _refuse(path, f"{file} is a {kind}, not a plain file")
 
 
-def _screen_hdf5(path: Path, file: h5py.File) -> int:
+def _screen_hdf5(path: Path) -> int:
     """Walk all links without following any that is not a plain one; give the values' bytes."""
-    total, seen, groups = 0, set(), [(file["/"], 0)]
-    while groups:
-        group, depth = groups.pop()
-        for name in group:
-            where = f"{group.name.rstrip('/')}/{name}"
-            if not isinstance(group.get(name, getlink=True), h5py.HardLink):
-                raise DataError(
-                    f"cannot read {path}: {where} is a link to something else, perhaps in another "
-                    "file; write the file again with the values themselves"
-                )
-            item = group[name]
-            address = h5py.h5o.get_info(item.id).addr
-            if address in seen:
-                continue
-            seen.add(address)
-            if isinstance(item, h5py.Group):
-                if depth == DEEPEST:
-                    raise DataError(f"cannot read {path}: {where[:60]} … lies too deep")
-                groups.append((item, depth + 1))
-            elif isinstance(item, h5py.Dataset):
-                if item.external or item.is_virtual:
-                    raise DataError(
-                        f"cannot read {path}: the values of {where} are kept in another file; "
-                        "write the file again with the values themselves"
-                    )
-                total += item.size * item.dtype.itemsize if item.shape else 0
-    return total
+    sizes, again = [], "write the file again with the values themselves"
+
+    def refusal(name: str, link: object) -> str | None:
+        if not isinstance(link, h5py.HardLink):
+            return f"/{name} is a link to something else, perhaps in another file; {again}"
+        if name.count("/") > DEEPEST:
+            return f"/{name[:60]} … lies too deep"
+        item = file[name]
+        if isinstance(item, h5py.Dataset):
+            if item.external or item.is_virtual:
+                return f"the values of /{name} are kept in another file; {again}"
+            sizes.append(item.size * item.dtype.itemsize if item.shape else 0)
+
+    with h5py.File(path, "r") as file:
+        if why := file.visititems_links(refusal):
+            _refuse(path, why)
+    return sum(sizes)
 
 
 def _screen_zarr(path: Path) -> tuple[int, int]:
@@ -127,17 +120,18 @@ def _screen_zarr(path: Path) -> tuple[int, int]:
     stored = 0
     for folder, folders, files in os.walk(path):
         for name in files + [f for f in folders if Path(folder, f).is_symlink()]:
-            _expect_plain(path, file := Path(folder, name))
+            file = Path(folder, name)
+            _expect_plain(path, file, file.lstat())
             stored += file.stat().st_size
             if name in ("zarr.json", ".zarray", ".zmetadata"):
                 if file.stat().st_size > MAX_METADATA:
-                    raise DataError(f"cannot read {path}: {file} is absurdly large")
-                unknown = set(_codecs(json.loads(file.read_bytes()))) - CODECS
-                if unknown:
-                    raise DataError(
-                        f"cannot read {path}: {file.relative_to(path)} asks for the codec "
-                        f"{some(sorted(unknown))}, which is not known to be harmless and might run "
-                        "code; write the file again with a usual one"
+                    _refuse(path, f"{file} is absurdly large")
+                if unknown := set(_codecs(json.loads(file.read_bytes()))) - CODECS:
+                    _refuse(
+                        path,
+                        f"{file.relative_to(path)} asks for the codec {some(sorted(unknown))}, "
+                        "which is not known to be harmless and might run code; write the file "
+                        "again with a usual one",
                     )
     total, blank = 0, []
     group = zarr.open_group(path, mode="r")
@@ -152,10 +146,11 @@ def _screen_zarr(path: Path) -> tuple[int, int]:
             parent, _, last = name.rpartition("/")
             several = last == "codes" and group[f"{parent}/categories"].size > 1
             if there or last in NEVER_EMPTY or several:
-                raise DataError(
-                    f"cannot read {path}: of {name}, {array.nchunks - there} of {array.nchunks} "
-                    "chunks are missing. They were lost, or hold nothing but zeros: then write the "
-                    "file again as h5ad or h5mu"
+                _refuse(
+                    path,
+                    f"of {name}, {array.nchunks - there} of {array.nchunks} chunks are missing. "
+                    "They were lost, or hold nothing but zeros: then write the file again as h5ad "
+                    "or h5mu",
                 )
             blank.append(name)
     if blank:
@@ -174,7 +169,7 @@ def _expect_whole(path: Path, array: Path) -> None:
         with chunk.open("rb") as file:
             said = int.from_bytes(file.read(16)[12:], "little")
         if chunk.name != "zarr.json" and said != chunk.stat().st_size:
-            raise DataError(f"cannot read {path}: {chunk.relative_to(path)} is damaged")
+            _refuse(path, f"{chunk.relative_to(path)} is damaged")
 
 
 def _codecs(metadata: object) -> Iterator[str]:

@@ -148,15 +148,16 @@ def load_simulated(
     modalities = _known_modalities(dataset, modalities)
     fold = _known_fold(dataset, fold)
     mdata = simulate_dyngen(cells, genes, backbone, simulation, setting)
-    names = ["dyngen", *([backbone] if backbone != "linear" else [])]
-    names += [setting] if setting != "default" else []
-    names += [f"{cells}x{genes}"] if (cells, genes) != (500, 100) else []
-    names += [f"s{simulation}"] if simulation else []
-    opened = Cells.of(mdata, dataset.label_key, dataset.kinds)
-    opened.mod = {name: opened.mod[name] for name in modalities}
+    unusual = {
+        backbone: backbone != "linear",
+        setting: setting != "default",
+        f"{cells}x{genes}": (cells, genes) != (500, 100),
+        f"s{simulation}": simulation != 0,
+    }
+    names = ["dyngen", *(name for name, holds in unusual.items() if holds)]
     note = f"simulated: {cells} cells, {backbone} backbone, {setting} noise"
-    dataset = replace(dataset, name="-".join(names), n_cells=cells)
-    return _cut(dataset, Opened(opened, "simulated", [note], {}), fold, seed)
+    opened = Opened(Cells.of(keep(mdata, modalities)), "simulated", [note], {})
+    return _cut(replace(dataset, name="-".join(names)), opened, fold, seed)
 
 
 def _known_modalities(dataset: Dataset, modalities: Sequence[str] | None) -> list[str]:
@@ -187,25 +188,24 @@ def _known_fold(dataset: Dataset, fold: int | str) -> int | str:
 
 def _cut(dataset: Dataset, opened: Opened, fold: int | str, seed: int) -> Split:
     """Cut a data set's cells by its fold, and validation cells from the training cells by seed."""
-    obs = opened.cells.obs
-    if obs[dataset.label_key].isna().any():
-        raise DataError(f"{dataset.name}: obs['{dataset.label_key}'] is missing for some cells")
-    labels = obs[dataset.label_key].astype(str).to_numpy()
+    obs, label_key = opened.cells.obs, dataset.label_key
+    if obs[label_key].isna().any():
+        raise DataError(f"{dataset.name}: obs['{label_key}'] is missing for some cells")
+    labels = obs[label_key].astype(str).to_numpy()
     test = held_out(dataset, obs, fold)
     rest = np.flatnonzero(~test)
     val = rest[stratified(labels[rest], VALIDATION_FRACTION, seed)]
-    train, val, test = opened.cells.take([np.setdiff1d(rest, val), val, np.flatnonzero(test)])
+    parts = opened.cells.take([np.setdiff1d(rest, val), val, np.flatnonzero(test)], label_key)
     groups = sorted(set(labels[rest]))
-    return Split(
-        train, val, test, dataset.name, fold, seed, dataset.label_key, groups,
-        data_source=opened.data_source,
-        notes=opened.notes + list(dataset.notes) + _unseen(test, dataset.label_key, groups),
-        checksums=opened.checksums,
-    )  # fmt: skip
+    notes = opened.notes + list(dataset.notes) + _unseen(parts[2], label_key, groups)
+    return Split(*parts, dataset.name, fold, seed, label_key, groups, opened.data_source, notes,
+                 opened.checksums)  # fmt: skip
 
 
-def _unseen(test: MuData, label_key: str, groups: list[str]) -> list[str]:
+def _unseen(test: MuData, label_key: str | None, groups: list[str]) -> list[str]:
     """Say which groups the test cells have and the training cells have not."""
+    if label_key is None:
+        return []
     labels = test.obs[label_key].astype(str)
     unseen = labels[~labels.isin(groups)].value_counts().sort_index()
     if unseen.empty:
@@ -301,33 +301,31 @@ def split_mudata(
         Unusable data (see `check`), unknown cells, columns or values, or an empty part.
     """
     expect_seed(seed)
+    test = TEST_FRACTION if test is None else test
+    val = VALIDATION_FRACTION if val is None else val
     notes = check(mdata, label_key)
-    cells = Cells.of(mdata, label_key)
     everyone = np.arange(mdata.n_obs)
     labels = np.zeros(mdata.n_obs) if label_key is None else as_text(mdata.obs[label_key])
     labels = np.asarray(labels)
-    test_rows = _choose(mdata, labels, everyone, test, TEST_FRACTION, seed, "test")
+    test_rows = _choose(mdata, labels, everyone, "test", test, seed)
     rest = np.setdiff1d(everyone, test_rows)
-    val_rows = _choose(mdata, labels, rest, val, VALIDATION_FRACTION, seed, "val")
+    val_rows = _choose(mdata, labels, rest, "val", val, seed)
     both = np.intersect1d(test_rows, val_rows)
     if len(both):
         raise DataError(f"cells both in test and in val: {some(mdata.obs_names[both])}")
     train_rows = np.setdiff1d(rest, val_rows)
     if not len(train_rows):
         raise DataError("test and val take all cells; none is left to train on")
-    parts = cells.take([train_rows, val_rows, test_rows])
-    groups = []
-    if label_key is not None:
-        groups = sorted(set(labels[rest]))
-        notes += _unseen(parts[2], label_key, groups)
+    parts = Cells.of(mdata).take([train_rows, val_rows, test_rows], label_key)
+    groups = [] if label_key is None else sorted(set(labels[rest]))
+    notes += _unseen(parts[2], label_key, groups)
     return Split(*parts, "own", 0, seed, label_key, groups, data_source="local", notes=notes)
 
 
 def _choose(
-    mdata: MuData, labels: np.ndarray, pool: np.ndarray, what, default: float, seed: int, part: str
+    mdata: MuData, labels: np.ndarray, pool: np.ndarray, part: str, what, seed: int
 ) -> np.ndarray:
     """Rows of `mdata` for one part: a fraction of the pool, an (obs column, value), or names."""
-    what = default if what is None else what
     takes = "a fraction between 0 and 1, names of cells, or (obs column, held-out value)"
     if isinstance(what, (int, float, np.number)):
         expect(not isinstance(what, bool) and 0 < what < 1, part, what, takes)
@@ -336,29 +334,24 @@ def _choose(
         listed = isinstance(what, Iterable) and not isinstance(what, (Mapping, bytes))
         expect(listed, part, what, takes)
         what = [what] if isinstance(what, str) else list(what)
-        names = mdata.obs_names.get_indexer(pd.Index([str(item) for item in what]))
-        pair = len(what) == 2 and isinstance(what[0], str) and what[0] in mdata.obs
-        if pair and (names >= 0).all():
-            raise DataError(f"{part}={what}: '{what[0]}' is a cell and a column; rename the column")
-        if pair:
-            rows = _having(mdata, *what)
-            rows = rows if part == "test" else np.intersect1d(rows, pool)
-        else:
-            unknown = [str(item) for item, row in zip(what, names, strict=True) if row < 0]
-            if unknown:
+        rows = mdata.obs_names.get_indexer(pd.Index([str(item) for item in what]))
+        unknown = [str(item) for item, row in zip(what, rows, strict=True) if row < 0]
+        if len(what) == 2 and isinstance(what[0], str) and what[0] in mdata.obs:
+            if not unknown:
                 raise DataError(
-                    f"{part}: no cells called {some(unknown)}, and no column of obs to hold out "
-                    f"by; columns: {some(mdata.obs.columns, 20)}"
-                    f"{near(unknown[0], [*mdata.obs.columns, *mdata.obs_names[:10_000]])}"
+                    f"{part}={what}: '{what[0]}' is a cell and a column; rename the column"
                 )
-            rows = names
+            column, held = mdata.obs[what[0]], what[1]
+            held = held if isinstance(held, (list, set, tuple, np.ndarray)) else [held]
+            held = {as_text(pd.Series([value])).iloc[0] for value in held}
+            rows = np.flatnonzero(as_text(column).isin(held) & column.notna())
+            rows = np.intersect1d(rows, pool)
+        elif unknown:
+            raise DataError(
+                f"{part}: no cells called {some(unknown)}, and no column of obs to hold out "
+                f"by; columns: {some(mdata.obs.columns, 20)}"
+                f"{near(unknown[0], [*mdata.obs.columns, *mdata.obs_names[:10_000]])}"
+            )
     if not len(rows):
         raise DataError(f"{part}={reprlib.repr(what)} holds out no cell")
     return np.unique(rows)
-
-
-def _having(mdata: MuData, column: str, held) -> np.ndarray:
-    """Rows of the cells that have one of these values in a column of obs."""
-    held = held if isinstance(held, (list, set, tuple, np.ndarray)) else [held]
-    values, held = as_text(mdata.obs[column]), {as_text(pd.Series([v])).iloc[0] for v in held}
-    return np.flatnonzero(values.isin(held) & mdata.obs[column].notna())

@@ -9,8 +9,6 @@ draws for open chromatin, correlated residuals for electrophysiology, and redund
 neurites for morphology. No result on a stand-in is a statement about biology.
 """
 
-from collections.abc import Callable
-
 import numpy as np
 import pandas as pd
 from anndata import AnnData
@@ -24,12 +22,15 @@ from scmoe.data.cells import make_mudata
 from scmoe.data.niche import recompute_niche
 
 # Cells per group of the originals. Patch-seq: morpho-electric-transcriptomic (MET) types.
-PATCHSEQ_GROUPS = {
+PATCHSEQ_SIZES = {
     "Lamp5": [41, 2],
     "Pvalb": [5, 30, 9, 38, 3],
     "Sncg": [17, 3],
     "Sst": [15, 17, 24, 14, 12, 17, 9, 17, 13, 10, 3, 54, 23],
     "Vip": [21, 12, 3, 16, 20],
+}
+PATCHSEQ_GROUPS = {
+    c: {f"{c}-MET-{i + 1}": n for i, n in enumerate(sizes)} for c, sizes in PATCHSEQ_SIZES.items()
 }
 N_TRANSCRIPTOMIC_TYPES = 52
 N_AXES = 10  # of the phenotype the three modalities share; ephys and morph each see some of them
@@ -56,43 +57,41 @@ ATACSEQ_GROUPS = {
 def standin(name: str, seed: int = 0) -> MuData:
     """Simulate a stand-in for one of the measured data sets, in the units of its files.
 
-    ``dbitseq``, ``patchseq``, ``atacseq`` or ``mop``; the cells depend on the seed alone. Labels
-    and what else a split needs (batches, coordinates, the published split) are in the global
-    ``obs``; ``uns["standin"]`` says what it is and how it compares in size.
-
-    Raises
-    ------
-    ValueError
-        For another name.
+    ``dbitseq``, ``patchseq``, ``atacseq`` or ``mop``, else a ValueError; the cells depend on the
+    seed alone. Labels and what else a split needs (batches, coordinates, the published split) are
+    in the global ``obs``; ``uns["standin"]`` says what it is and how it compares in size.
     """
-    if name not in _STANDINS:
-        raise ValueError(f"no stand-in for {name!r}: choose one of {', '.join(_STANDINS)}")
-    mdata = _STANDINS[name](np.random.default_rng([seed, list(_STANDINS).index(name)]))
-    mdata.uns["standin"] = f"simulated stand-in for {name} (seed {seed}), {_SIZE[name]}"
+    if name not in STANDINS:
+        raise ValueError(f"no stand-in for {name!r}: choose one of {', '.join(STANDINS)}")
+    simulate, size = STANDINS[name]
+    mdata = simulate(np.random.default_rng([seed, list(STANDINS).index(name)]))
+    mdata.uns["standin"] = f"simulated stand-in for {name} (seed {seed}), {size}"
     return mdata
 
 
-def _assemble(modalities: dict[str, tuple], obs: pd.DataFrame) -> MuData:
-    """MuData of ``{modality: (X, feature names)}`` with labels in the global ``obs``."""
+def _assemble(modalities: dict[str, tuple], obs: dict, cells: list[str]) -> MuData:
+    """MuData of ``{modality: (X, feature names or their stem)}``, annotated by the global obs."""
+    obs = pd.DataFrame(obs, index=cells)
     obs = obs.astype({c: "category" for c in obs if obs[c].dtype == object})
-    cells = pd.DataFrame(index=obs.index)
-    return make_mudata(
-        {m: AnnData(x, cells, pd.DataFrame(index=names)) for m, (x, names) in modalities.items()},
-        obs,
-    )
+    mod = {}
+    for name, (X, names) in modalities.items():
+        names = _names(names, X.shape[1]) if isinstance(names, str) else names
+        mod[name] = AnnData(X, obs[[]], pd.DataFrame(index=names))
+    return make_mudata(mod, obs)
+
+
+def _tree(groups: dict[str, dict[str, float]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Names of the groups, the class of each, and their sizes or shares."""
+    names = [name for members in groups.values() for name in members]
+    parents = np.repeat(np.arange(len(groups)), [len(members) for members in groups.values()])
+    return np.array(names), parents, np.array([n for m in groups.values() for n in m.values()])
 
 
 def _names(stem: str, n: int) -> list[str]:
     return [f"{stem}_{i:04d}" for i in range(1, n + 1)]
 
 
-def _profiles(
-    parents: np.ndarray,
-    n_features: int,
-    rng: np.random.Generator,
-    parent: tuple[float, float],
-    group: tuple[float, float],
-) -> np.ndarray:
+def _profiles(parents: np.ndarray, n_features: int, rng, parent: tuple, group: tuple) -> np.ndarray:
     """Each group's offset per feature: its class's markers plus its own, ``(groups, features)``.
 
     ``parent`` and ``group`` are (share of features that are markers, standard deviation of their
@@ -106,14 +105,27 @@ def _profiles(
     return sparse_normal(parents.max() + 1, *parent)[parents] + sparse_normal(len(parents), *group)
 
 
-def _loadings(
-    n_axes: int, n_features: int, sd: float, share: float, rng: np.random.Generator
-) -> np.ndarray:
+def _loadings(n_axes: int, n_features: int, sd: float, share: float, rng) -> np.ndarray:
     """Sparse loadings: each axis moves a share of the features, ``(axes, features)``."""
     return _profiles(np.arange(n_axes), n_features, rng, parent=(0, 0), group=(share, sd))
 
 
-def _counts(rate: np.ndarray, dispersion: float, rng: np.random.Generator) -> np.ndarray:
+def _log_rate(
+    n: int, rng, base: tuple, parents, markers: tuple, group, state: np.ndarray, shifts: list
+) -> np.ndarray:
+    """Logged rates of n features, ``(cells, n)``: baseline, group, state, batches and depth.
+
+    ``base`` is (mean, standard deviation), ``shifts`` lists (each cell's batch, how much batches
+    differ).
+    """
+    rate = rng.normal(*base, n) + _profiles(parents, n, rng, *markers)[group]
+    rate = rate + state @ rng.normal(0, 0.15, (6, n))
+    for batch, sd in shifts:
+        rate = rate + rng.normal(0, sd, (batch.max() + 1, n))[batch]
+    return rate + rng.normal(0, 0.35, (len(group), 1))
+
+
+def _counts(rate: np.ndarray, dispersion: float, rng) -> np.ndarray:
     """Negative binomial counts: variance = rate + dispersion * rate^2."""
     return rng.poisson(rng.gamma(1 / dispersion, rate * dispersion)).astype(np.float32)
 
@@ -124,7 +136,7 @@ def standardised(x: np.ndarray) -> np.ndarray:
     return (x - x.mean(0)) / np.where(sd > 0, sd, 1)
 
 
-def _shuffled(sizes: list[int] | np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _shuffled(sizes: list[int] | np.ndarray, rng) -> np.ndarray:
     """Group index of every cell, in random order."""
     return rng.permutation(np.repeat(np.arange(len(sizes)), sizes))
 
@@ -132,39 +144,24 @@ def _shuffled(sizes: list[int] | np.ndarray, rng: np.random.Generator) -> np.nda
 # --------------------------------------------------------------------------------- Patch-seq
 
 
-def _patchseq(rng: np.random.Generator) -> MuData:
-    classes = list(PATCHSEQ_GROUPS)
-    sizes = np.concatenate([PATCHSEQ_GROUPS[c] for c in classes])
-    parents = np.repeat(np.arange(len(classes)), [len(PATCHSEQ_GROUPS[c]) for c in classes])
-    met_names = [f"{c}-MET-{i + 1}" for c in classes for i in range(len(PATCHSEQ_GROUPS[c]))]
+def _patchseq(rng) -> MuData:
+    names, parents, sizes = _tree(PATCHSEQ_GROUPS)
     met = _shuffled(sizes, rng)
     t_type, t_parent = _transcriptomic_types(met, sizes, rng)
     centre = _profiles(parents, N_AXES, rng, parent=(1, 1.2), group=(1, 0.75))
     phenotype = centre[met] + rng.normal(0, 0.55, (len(met), N_AXES))
-
-    rna = _patchseq_rna(t_type, parents[t_parent], phenotype, rng)
-    ephys = _patchseq_ephys(phenotype[:, :7], rng)
-    morph = _patchseq_morph(phenotype[:, 4:], rng)
-    obs = pd.DataFrame(
-        {
-            "cell_type_TEM": np.array(met_names, dtype=object)[met],
-            "cell_type_T": [f"{classes[parents[t_parent[t]]]} T-{t + 1:02d}" for t in t_type],
-        },
-        index=_names("cell", len(met)),
-    )
-    return _assemble(
-        {
-            "rna": (rna, _names("gene", rna.shape[1])),
-            "ephys": (ephys, _names("ephys", ephys.shape[1])),
-            "morph": (morph, _names("morph", morph.shape[1])),
-        },
-        obs,
-    )
+    modalities = {
+        "rna": (_patchseq_rna(t_type, parents[t_parent], phenotype, rng), "gene"),
+        "ephys": (_patchseq_ephys(phenotype[:, :7], rng), "ephys"),
+        "morph": (_patchseq_morph(phenotype[:, 4:], rng), "morph"),
+    }
+    classes = np.array(list(PATCHSEQ_GROUPS))[parents[t_parent[t_type]]]
+    t_names = [f"{c} T-{t + 1:02d}" for c, t in zip(classes, t_type, strict=True)]
+    obs = {"cell_type_TEM": names[met], "cell_type_T": t_names}
+    return _assemble(modalities, obs, _names("cell", len(met)))
 
 
-def _transcriptomic_types(
-    met: np.ndarray, sizes: np.ndarray, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
+def _transcriptomic_types(met: np.ndarray, sizes: np.ndarray, rng) -> tuple:
     """Divide the MET types into 52 T types; a tenth of the cells straddle to a neighbour's."""
     n_types = np.ones(len(sizes), dtype=int)
     for _ in range(N_TRANSCRIPTOMIC_TYPES - len(sizes)):  # the next type where cells abound
@@ -179,9 +176,7 @@ def _transcriptomic_types(
     return t_type, t_parent
 
 
-def _patchseq_rna(
-    t_type: np.ndarray, parents: np.ndarray, phenotype: np.ndarray, rng: np.random.Generator
-) -> np.ndarray:
+def _patchseq_rna(t_type: np.ndarray, parents: np.ndarray, phenotype: np.ndarray, rng):
     """Full-length single-cell reads: log1p of counts per million, half of them zero."""
     n_genes = 1252
     profile = _profiles(parents, n_genes, rng, parent=(0.30, 1.5), group=(0.045, 1.5))
@@ -196,7 +191,7 @@ def _patchseq_rna(
     return np.log1p(counts * 9.0 * depth).astype(np.float32)
 
 
-def _patchseq_ephys(phenotype: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _patchseq_ephys(phenotype: np.ndarray, rng) -> np.ndarray:
     """Sparse principal components of the voltage traces: correlated scores of unequal scale."""
     n, n_cells = 68, len(phenotype)
     signal = np.tanh(0.35 * phenotype) @ _loadings(phenotype.shape[1], n, 1.3, 0.5, rng)
@@ -206,7 +201,7 @@ def _patchseq_ephys(phenotype: np.ndarray, rng: np.random.Generator) -> np.ndarr
     return (centre + np.exp(rng.normal(-0.1, 0.5, n)) * values).astype(np.float32)
 
 
-def _patchseq_morph(phenotype: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _patchseq_morph(phenotype: np.ndarray, rng) -> np.ndarray:
     """Sizes and shares of a few neurites: redundant, of unequal scale, some (nearly) constant.
 
     Of the first 120 features every third is the difference of the two before it, as a width is.
@@ -227,11 +222,12 @@ def _patchseq_morph(phenotype: np.ndarray, rng: np.random.Generator) -> np.ndarr
 # ---------------------------------------------------------------------------------- DBiT-seq
 
 
-def _dbitseq(rng: np.random.Generator) -> MuData:
+def _dbitseq(rng) -> MuData:
     sizes = np.array(DBITSEQ_GROUPS)
     position = _tissue(sizes.sum(), rng)  # (pixels, 2) on the 50 x 50 grid
     region = _regions(position, sizes, rng)
-    smooth = _smooth_fields(position, 8, rng)  # (pixels, 8): capture efficiency, then gradients
+    smooth = np.column_stack([_landscape(4, rng)[tuple(position.T)] for _ in range(8)])
+    # (pixels, 8): capture efficiency, then gradients
 
     n_genes = 568
     parents = np.array([0, 1, 2, 2, 0, 0, 3, 3, 3, 1, 3, 1, 2])
@@ -249,30 +245,27 @@ def _dbitseq(rng: np.random.Generator) -> MuData:
     log_protein = -0.4 + 0.45 * capture * rng.normal(1, 0.08, 22) + protein_profile[region]
     protein = np.exp(log_protein + rng.normal(0, 0.15, log_protein.shape))
 
-    obs = pd.DataFrame(
-        {
-            "cell_type": region.astype(str).astype(object),
-            "array_row": position[:, 0],
-            "array_col": position[:, 1],
-            "published_split": _published_split(region, rng).astype(object),
-        },
-        index=[f"{r}x{c}" for r, c in position],
-    )
-    genes = _names("gene", n_genes)
-    mdata = _assemble(
-        {
-            "rna": (rna, genes),
-            "protein": (protein.astype(np.float32), _names("protein", 22)),
-            "niche": (np.zeros_like(rna), genes),
-        },
-        obs,
-    )
+    published = np.full(len(region), "train")  # scattered, but of each region as many as published
+    for g, n in enumerate(DBITSEQ_TEST):
+        published[rng.choice(np.flatnonzero(region == g), n, replace=False)] = "test"
+    obs = {
+        "cell_type": region.astype(str),
+        "array_row": position[:, 0],
+        "array_col": position[:, 1],
+        "published_split": published,
+    }
+    modalities = {
+        "rna": (rna, "gene"),
+        "protein": (protein.astype(np.float32), "protein"),
+        "niche": (np.zeros_like(rna), "gene"),
+    }
+    mdata = _assemble(modalities, obs, [f"{r}x{c}" for r, c in position])
     mdata.obsm["spatial"] = position
     recompute_niche([mdata], mdata)  # from the whole grid, as published
     return mdata
 
 
-def _tissue(n_pixels: int, rng: np.random.Generator) -> np.ndarray:
+def _tissue(n_pixels: int, rng) -> np.ndarray:
     """Grid positions of a connected, irregular section: the top of a smooth random landscape."""
     grid = np.stack(np.meshgrid(np.arange(50), np.arange(50), indexing="ij"), axis=-1)
     centred = (grid - 24.5) / 24.5
@@ -283,18 +276,13 @@ def _tissue(n_pixels: int, rng: np.random.Generator) -> np.ndarray:
     return grid.reshape(-1, 2)[kept]
 
 
-def _smooth_fields(position: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
-    """``n`` smooth random fields read at the pixels, ``(pixels, n)``."""
-    return np.column_stack([_landscape(4, rng)[tuple(position.T)] for _ in range(n)])
-
-
-def _landscape(width: float, rng: np.random.Generator) -> np.ndarray:
+def _landscape(width: float, rng) -> np.ndarray:
     """Smooth noise of unit variance on the 50 x 50 grid; ``width`` in pixels."""
     field = gaussian_filter(rng.normal(size=(50, 50)), width)
     return (field - field.mean()) / field.std()
 
 
-def _regions(position: np.ndarray, sizes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _regions(position: np.ndarray, sizes: np.ndarray, rng) -> np.ndarray:
     """Contiguous regions of exactly the given sizes, by optimal transport of pixels to seeds."""
     seeds = position[[rng.integers(len(position))]]
     while len(seeds) < len(sizes):  # well apart, yet random: the best of a few candidates
@@ -306,59 +294,34 @@ def _regions(position: np.ndarray, sizes: np.ndarray, rng: np.random.Generator) 
     return slots[linear_sum_assignment(cost[:, slots])[1]]
 
 
-def _published_split(region: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """748 training and 188 test pixels, scattered, with the published number of each region."""
-    split = np.full(len(region), "train")
-    for g, n in enumerate(DBITSEQ_TEST):
-        split[rng.choice(np.flatnonzero(region == g), n, replace=False)] = "test"
-    return split
-
-
 # --------------------------------------------------------------------------------- ATAC + gene
 
 
-def _atacseq(rng: np.random.Generator) -> MuData:
-    names = [t for lineage in ATACSEQ_GROUPS.values() for t in lineage]
-    parents = np.repeat(np.arange(len(ATACSEQ_GROUPS)), [len(v) for v in ATACSEQ_GROUPS.values()])
-    share = np.array([p for lineage in ATACSEQ_GROUPS.values() for p in lineage.values()])
-    batch = _shuffled([120] * len(BMMC_BATCHES), rng)
-    donor_share = share * np.exp(rng.normal(0, 0.4, (len(BMMC_BATCHES), len(names))))
+def _atacseq(rng) -> MuData:
+    names, parents, share = _tree(ATACSEQ_GROUPS)
+    batches = np.array(BMMC_BATCHES)
+    batch = _shuffled([120] * len(batches), rng)
+    donor_share = share * np.exp(rng.normal(0, 0.4, (len(batches), len(names))))
     donor_share /= donor_share.sum(1, keepdims=True)
     group = np.array([rng.choice(len(names), p=donor_share[b]) for b in batch])
     group[rng.choice(len(group), len(names), replace=False)] = np.arange(len(names))  # none absent
-    site = np.array([int(b[1]) - 1 for b in BMMC_BATCHES])[batch]
+    site = np.array([int(b[1]) - 1 for b in batches])[batch]
     state = rng.normal(size=(len(group), 6))
-
-    def log_rate(n: int, base: np.ndarray, parent, own, shift: float) -> np.ndarray:
-        """Baseline + group + state + laboratory (site) and donor shifts, (cells, n)."""
-        return (
-            base
-            + _profiles(parents, n, rng, parent, own)[group]
-            + state @ rng.normal(0, 0.15, (6, n))
-            + rng.normal(0, shift, (4, n))[site]
-            + rng.normal(0, shift / 2, (len(BMMC_BATCHES), n))[batch]
-            + rng.normal(0, 0.35, (len(group), 1))
+    genes, peaks = (
+        _log_rate(n, rng, base, parents, markers, group, state, [(site, sd), (batch, sd / 2)])
+        for n, base, markers, sd in (
+            (600, (-1.6, 1.3), ((0.25, 1.1), (0.15, 0.9)), 0.25),
+            (1000, (-3.9, 0.9), ((0.4, 1.2), (0.2, 1.0)), 0.2),
         )
-
-    genes = log_rate(600, rng.normal(-1.6, 1.3, 600), (0.25, 1.1), (0.15, 0.9), 0.25)
-    peaks = log_rate(1000, rng.normal(-3.9, 0.9, 1000), (0.4, 1.2), (0.2, 1.0), 0.2)
+    )
     opened = rng.random(peaks.shape) < -np.expm1(-np.exp(peaks))  # at least one fragment
-    obs = pd.DataFrame(
-        {
-            "cell_type": np.array(names, dtype=object)[group],
-            "batch": np.array(BMMC_BATCHES, dtype=object)[batch],
-        },
-        index=[
-            f"{c}-{BMMC_BATCHES[b]}" for c, b in zip(_names("cell", len(group)), batch, strict=True)
-        ],
-    )
-    return _assemble(
-        {
-            "atac": (csr_matrix(opened, dtype=np.float32), _names("peak", 1000)),
-            "rna": (_normalise_and_scale(_counts(np.exp(genes), 0.4, rng)), _names("gene", 600)),
-        },
-        obs,
-    )
+    modalities = {
+        "atac": (csr_matrix(opened, dtype=np.float32), "peak"),
+        "rna": (_normalise_and_scale(_counts(np.exp(genes), 0.4, rng)), "gene"),
+    }
+    obs = {"cell_type": names[group], "batch": batches[batch]}
+    cells = zip(_names("cell", len(group)), batches[batch], strict=True)
+    return _assemble(modalities, obs, [f"{cell}-{b}" for cell, b in cells])
 
 
 # --------------------------------------------------------------------------------------- mop
@@ -375,36 +338,23 @@ MOP_GROUPS = {
 }  # fmt: skip
 
 
-def _mop(rng: np.random.Generator) -> MuData:
-    share = {name: part for types in MOP_GROUPS.values() for name, part in types.items()}
-    parents = np.repeat(np.arange(len(MOP_GROUPS)), [len(v) for v in MOP_GROUPS.values()])
+def _mop(rng) -> MuData:
+    names, parents, share = _tree(MOP_GROUPS)
     batch = _shuffled([100] * len(MOP_BATCHES), rng)
-    sizes = np.maximum(12, np.array(list(share.values())) / sum(share.values()) * len(batch))
-    group = rng.choice(np.repeat(np.arange(len(share)), sizes.astype(int)), len(batch))
+    sizes = np.maximum(12, share / sum(share.tolist()) * len(batch)).astype(int)
+    group = rng.choice(np.repeat(np.arange(len(share)), sizes), len(batch))
     state = rng.normal(size=(len(batch), 6))
 
-    def counted(n: int, base: float, spread: float, own: float) -> csr_matrix:
-        """Counts of a class's and a type's features, by state, batch and depth."""
-        log_rate = (
-            rng.normal(base, spread, n)
-            + _profiles(parents, n, rng, (0.2, own), (0.1, own))[group]
-            + state @ rng.normal(0, 0.15, (6, n))
-            + rng.normal(0, 0.05, (len(MOP_BATCHES), n))[batch]
-            + rng.normal(0, 0.35, (len(batch), 1))
-        )
-        return csr_matrix(_counts(np.exp(log_rate), 0.4, rng))
+    def counted(n: int, *base: float, own: float) -> csr_matrix:
+        markers = (0.2, own), (0.1, own)
+        rate = _log_rate(n, rng, base, parents, markers, group, state, [(batch, 0.05)])
+        return csr_matrix(_counts(np.exp(rate), 0.4, rng))
 
-    rna, atac = counted(300, -2.0, 1.3, 1.2), counted(1000, -4.6, 0.7, 0.8)
-    names = [f"{MOP_BATCHES[b]}_{i:04d}" for i, b in enumerate(batch)]
-    obs = pd.DataFrame(
-        {
-            "Ident": np.array(list(share), dtype=object)[group],
-            "batch": np.array(MOP_BATCHES, dtype=object)[batch],
-        },
-        index=names,
-    )
+    rna, atac = counted(300, -2.0, 1.3, own=1.2), counted(1000, -4.6, 0.7, own=0.8)
     peaks = [f"chr1_{1000 * i}_{1000 * i + 300}" for i in range(1, 1001)]
-    return _assemble({"rna": (rna, _names("gene", 300)), "atac": (atac, peaks)}, obs)
+    obs = {"Ident": names[group], "batch": np.array(MOP_BATCHES)[batch]}
+    cells = [f"{name}_{i:04d}" for i, name in enumerate(obs["batch"])]
+    return _assemble({"rna": (rna, "gene"), "atac": (atac, peaks)}, obs, cells)
 
 
 def _normalise_and_scale(counts: np.ndarray) -> np.ndarray:
@@ -415,17 +365,17 @@ def _normalise_and_scale(counts: np.ndarray) -> np.ndarray:
     return np.minimum((x - x.mean(0)) / np.where(sd > 0, sd, 1), 4).astype(np.float32)
 
 
-_STANDINS: dict[str, Callable[[np.random.Generator], MuData]] = {
-    "dbitseq": _dbitseq,
-    "patchseq": _patchseq,
-    "atacseq": _atacseq,
-    "mop": _mop,
-}
-_SIZE = {
-    "dbitseq": "of the size of the original (936 pixels; 568 + 22 + 568 features)",
-    "patchseq": "of the size of the original (448 cells; 1252 + 68 + 514 features)",
-    "atacseq": "smaller than the original: 1,560 of 69,249 cells (1/44), 1,000 of 13,634 peaks "
-    "(1/14), 600 of 4,000 genes (1/7)",
-    "mop": "smaller than the original: 1,200 of 10,309 nuclei (1/9), 300 of 1,677 genes (1/6), "
-    "1,000 of 25,734 peaks (1/26)",
+STANDINS = {  # how it is simulated, and how it compares in size
+    "dbitseq": (_dbitseq, "of the size of the original (936 pixels; 568 + 22 + 568 features)"),
+    "patchseq": (_patchseq, "of the size of the original (448 cells; 1252 + 68 + 514 features)"),
+    "atacseq": (
+        _atacseq,
+        "smaller than the original: 1,560 of 69,249 cells (1/44), 1,000 of 13,634 peaks (1/14), "
+        "600 of 4,000 genes (1/7)",
+    ),
+    "mop": (
+        _mop,
+        "smaller than the original: 1,200 of 10,309 nuclei (1/9), 300 of 1,677 genes (1/6), "
+        "1,000 of 25,734 peaks (1/26)",
+    ),
 }

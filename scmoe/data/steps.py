@@ -7,7 +7,7 @@ and sends zero to zero, so that sparse blocks stay sparse.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -23,24 +23,35 @@ LARGEST_LOG = 50.0  # no measurement reaches it, and its exponential is still a 
 class Fitted:
     """What the training cells taught about one modality.
 
-    `names` are all measured features, `used` marks those that vary. Per used feature: `mean` and
-    `scale` of the values after the step, and `idf` (peaks). Per measured feature: `constant`, the
-    training mean as measured (NaN where no cell has it), with which missing values are filled.
-    `per_cell` is a typical cell's total (counts, peaks) or geometric mean (protein). `look` is
-    what the values look like (see `scmoe.data.kinds.other_kind`); empty: not known.
+    `per_cell` is a typical cell's total (counts, peaks) or geometric mean (protein); `look` what
+    the values look like (see `kinds.other_kind`; empty: not known). `names` are all measured
+    features, `used` marks those that vary, `constant` is their training mean as measured (NaN
+    where no cell has it), with which missing values are filled. Per used feature: `idf` (peaks),
+    and `mean` and `scale` of the values after the step.
     """
 
     kind: str
     why: str
     sparse: bool
+    per_cell: float
+    look: dict[str, float]
     names: pd.Index
     used: np.ndarray
     constant: np.ndarray
-    per_cell: float
     idf: np.ndarray
     mean: np.ndarray
     scale: np.ndarray
-    look: dict[str, float] = field(default_factory=dict)
+
+    def fits(self) -> bool:
+        """Whether the parts, read from a file, are of the sizes and kinds that fitting gives."""
+        n, used, per_feature = len(self.names), self.used, (self.idf, self.mean, self.scale)
+        return (
+            used.shape == self.constant.shape == (n,)
+            and used.dtype == bool
+            and all(values.shape == (used.sum(),) for values in per_feature)
+            and all(np.isfinite(values).all() for values in (self.idf, self.mean, self.per_cell))
+            and bool((self.scale > 0).all())
+        )
 
     def fill(self, block, columns: np.ndarray | None = None):
         """The block with its missing values filled; `columns` are those of the measured features.
@@ -52,6 +63,17 @@ class Fitted:
         typical = np.rint(self.constant) if self.kind == "binary" else self.constant
         typical = np.nan_to_num(typical if columns is None else typical[columns])
         return np.where(missing, typical, block)
+
+
+def fit_step(fitted: Fitted, blocks: Callable[[], Iterable], n_cells: int) -> None:
+    """Fit what the kind's own step needs."""
+    size_of = {"counts": totals, "peaks": totals, "protein": geometric_means}.get(fitted.kind)
+    if size_of is not None:
+        sizes = np.concatenate([size_of(block) for block in blocks()])
+        fitted.per_cell = float(np.median(sizes[sizes > 0])) if (sizes > 0).any() else 1.0
+    if fitted.kind == "peaks":
+        found = sum(column_sums(apply(lambda x: (x > 0) * 1.0, block)) for block in blocks())
+        fitted.idf = np.log1p(n_cells / np.maximum(found, 1))
 
 
 def step(block, fitted: Fitted):

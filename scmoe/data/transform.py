@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from numbers import Real
 
 import numpy as np
@@ -26,17 +26,7 @@ from scmoe.data.check import (
     some,
 )
 from scmoe.data.kinds import AS_IS, KINDS, LOG_SCALE, NON_NEGATIVE, other_kind, recognise, summarise
-from scmoe.data.steps import (
-    Fitted,
-    apply,
-    column_sums,
-    geometric_means,
-    moments,
-    step,
-    times_columns,
-    totals,
-    unstep,
-)
+from scmoe.data.steps import Fitted, apply, fit_step, moments, step, times_columns, unstep
 
 # A feature varies if its standard deviation exceeds this share of its largest absolute value.
 VARIES = 1e-6
@@ -46,7 +36,6 @@ VARIES = 1e-6
 # .821, R² from electrophysiology .097 to .106).
 LEAST_SCALE = 0.5
 ARRAYS = ("used", "constant", "idf", "mean", "scale")
-VALUES = ("kind", "why", "sparse", "per_cell", "look")
 
 
 class Transform:
@@ -78,11 +67,6 @@ class Transform:
         the training cells' values look like (`describe` tells which).
     clip
         Largest distance from the mean after standardising, in standard deviations.
-
-    Raises
-    ------
-    DataError
-        Unknown kind, or a clip that is not positive.
     """
 
     def __init__(self, kinds: Mapping[str, str] | None = None, clip: float = 10.0):
@@ -94,8 +78,6 @@ class Transform:
         self.clip = float(clip)
         self._stated = dict(kinds or {})
         self._fitted: dict[str, Fitted] = {}
-
-    # -- what was fitted ---------------------------------------------------------------------
 
     @property
     def modalities(self) -> list[str]:
@@ -128,16 +110,14 @@ class Transform:
         }
         return pd.DataFrame.from_dict(rows, orient="index")
 
-    # -- fit ---------------------------------------------------------------------------------
-
     def fit(self, train: MuData) -> Transform:
         """Fit on training cells, every modality of theirs.
 
         Raises
         ------
         DataError
-            Unusable values (see `scmoe.data.check`), negative values in a kind that has none, or
-            a modality in which no feature varies.
+            Unusable values (see `check`), negative values in a kind that has none, or a modality
+            in which no feature varies.
         """
         check(train)
         unknown = [name for name in self._stated if name not in train.mod]
@@ -150,14 +130,13 @@ class Transform:
         return self
 
     def _fit(self, name: str, adata: AnnData) -> Fitted:
-        X = matrix(adata)
-        seen = summarise(X)
+        seen = summarise(matrix(adata))
         kind, why = recognise(name, adata, seen, self._stated.get(name))
+        _refuse_negative(name, kind, seen.smallest)
         if seen.n_missing:
             why += f"; {seen.n_missing:,} missing values filled"
             adata = _measured(adata)
-            X = matrix(adata)
-        _refuse_negative(name, kind, seen.smallest)
+        X = matrix(adata)
         constant, sd, largest = moments(_blocks(X), X.shape[1])
         used = sd > VARIES * largest
         if not used.any():
@@ -167,22 +146,25 @@ class Transform:
             )
         n = int(used.sum())
         fitted = Fitted(
-            kind, why, is_sparse(X), adata.var_names.astype(str), used, constant,
-            per_cell=1.0, idf=np.ones(n), mean=np.zeros(n), scale=np.ones(n), look=seen.look(),
+            kind, why, is_sparse(X), 1.0, seen.look(), adata.var_names.astype(str), used, constant,
+            idf=np.ones(n), mean=np.zeros(n), scale=np.ones(n),
         )  # fmt: skip
         columns = None if used.all() else np.flatnonzero(used)
-        filled = lambda: (fitted.fill(b, columns) for b in _blocks(X, columns))  # noqa: E731
-        _fit_step(fitted, filled, adata.n_obs)
-        if kind not in AS_IS:
-            stepped = (
-                _emptied(step(fitted.fill(block, columns), fitted), block)
-                for block in _blocks(X, columns)
-            )
-            fitted.mean, sd, _ = moments(stepped, n)
-            fitted.scale = _scale_of(kind, sd)
-        return fitted
 
-    # -- apply -------------------------------------------------------------------------------
+        def stepped() -> Iterator:
+            for block in _blocks(X, columns):
+                done, missing = step(fitted.fill(block, columns), fitted), gaps(block)
+                yield done if missing is None else np.where(missing, np.nan, done)
+
+        fit_step(fitted, lambda: (fitted.fill(b, columns) for b in _blocks(X, columns)), X.shape[0])
+        if kind not in AS_IS:
+            fitted.mean, sd, _ = moments(stepped(), n)
+            if kind == "peaks":
+                sd = np.full(n, np.sqrt(np.mean(sd**2)))
+            if kind in LOG_SCALE:
+                sd = np.maximum(sd, LEAST_SCALE * np.median(sd))
+            fitted.scale = np.where(sd > 0, sd, 1.0)
+        return fitted
 
     def transform(self, mdata: MuData, modalities: Sequence[str] | None = None) -> MuData:
         """Apply the fitted transform to cells as measured.
@@ -237,56 +219,16 @@ class Transform:
                     f"values were {kinds[0]}, these cells' are {kinds[1]}; give values of the "
                     "training cells' kind"
                 )
+            _refuse_negative(name, fitted.kind, seen.smallest)
         columns = self._columns_of(name, adata)
         if missing:
             adata = _measured(adata)
         X = matrix(adata)
         plain = not fitted.sparse and isinstance(X, np.ndarray) and X.dtype == np.float32
         if missing or fitted.kind != "scaled" or columns is not None or not plain:
-            X = self._values(name, X, columns)
+            X = self._values(fitted, X, columns)
         obs = pd.DataFrame(index=adata.obs_names)
         return AnnData(X, obs=obs, var=pd.DataFrame(index=fitted.names[fitted.used]))
-
-    def _values(self, name: str, X, columns: np.ndarray | None):
-        """Filter, step, scale and clip, a block of cells at a time."""
-        fitted = self._fitted[name]
-        shape = (X.shape[0], int(fitted.used.sum()))
-        parts, out = [sp.csr_matrix((0, shape[1]), dtype=np.float32)], None
-        if not fitted.sparse:
-            out = np.empty(shape, np.float32)
-        start = 0
-        measured = np.flatnonzero(fitted.used)
-        for block in _blocks(X, columns):
-            block = fitted.fill(block, measured)
-            if fitted.kind in NON_NEGATIVE and shape[1]:
-                _refuse_negative(name, fitted.kind, block.min())
-            block = self._scaled(step(block, fitted), fitted)
-            if fitted.sparse:
-                parts.append(sp.csr_matrix(block, dtype=np.float32))
-            else:
-                out[start : start + block.shape[0]] = block
-            start += block.shape[0]
-        return sp.vstack(parts, format="csr") if fitted.sparse else out
-
-    def _scaled(self, block, fitted: Fitted):
-        if sp.issparse(block) and not fitted.sparse:
-            block = block.toarray()
-        if fitted.kind in AS_IS:
-            return block
-        if not fitted.sparse:
-            block = block - fitted.mean
-        low, high = self._limits(fitted)
-        block = times_columns(block, 1 / fitted.scale)
-        if sp.issparse(block):
-            return apply(lambda x: np.clip(x, low[block.indices], high[block.indices]), block)
-        return np.clip(block, low, high)
-
-    def _limits(self, fitted: Fitted) -> tuple[np.ndarray, np.ndarray]:
-        """What each feature is clipped to; always zero, and ±`clip` about the mean, lie within."""
-        if fitted.kind == "peaks" or fitted.kind in AS_IS:
-            return np.full(len(fitted.mean), -np.inf), np.full(len(fitted.mean), np.inf)
-        centre = fitted.mean / fitted.scale if fitted.sparse else np.zeros(len(fitted.mean))
-        return np.minimum(centre - self.clip, 0), np.maximum(centre + self.clip, 0)
 
     def _columns_of(self, name: str, adata: AnnData) -> np.ndarray | None:
         """Columns that hold the kept features, in fitted order; None: all, as they are."""
@@ -301,6 +243,38 @@ class Transform:
                 f"training cells had ({some(missing)}); measure, or name, the same features"
             )
         return columns
+
+    def _values(self, fitted: Fitted, X, columns: np.ndarray | None):
+        """Filter, step, scale and clip, a block of cells at a time."""
+        used, start = np.flatnonzero(fitted.used), 0
+        parts = [sp.csr_matrix((0, len(used)), dtype=np.float32)]
+        out = np.empty((0 if fitted.sparse else X.shape[0], len(used)), np.float32)
+        for block in _blocks(X, columns):
+            block = self._scaled(step(fitted.fill(block, used), fitted), fitted)
+            if fitted.sparse:
+                parts.append(sp.csr_matrix(block, dtype=np.float32))
+            else:
+                out[start : start + block.shape[0]] = block
+            start += block.shape[0]
+        return sp.vstack(parts, format="csr") if fitted.sparse else out
+
+    def _scaled(self, block, fitted: Fitted):
+        if sp.issparse(block) and not fitted.sparse:
+            block = block.toarray()
+        if fitted.kind in AS_IS:
+            return block
+        block = times_columns(block if fitted.sparse else block - fitted.mean, 1 / fitted.scale)
+        low, high = self._limits(fitted)
+        if sp.issparse(block):
+            return apply(lambda x: np.clip(x, low[block.indices], high[block.indices]), block)
+        return np.clip(block, low, high)
+
+    def _limits(self, fitted: Fitted) -> tuple[np.ndarray, np.ndarray]:
+        """What each feature is clipped to; always zero, and ±`clip` about the mean, lie within."""
+        if fitted.kind == "peaks" or fitted.kind in AS_IS:
+            return np.full(len(fitted.mean), -np.inf), np.full(len(fitted.mean), np.inf)
+        centre = fitted.mean / fitted.scale if fitted.sparse else np.zeros(len(fitted.mean))
+        return np.minimum(centre - self.clip, 0), np.maximum(centre + self.clip, 0)
 
     def inverse(self, X, modality: str) -> np.ndarray:
         """Take scaled values back to the units they were measured in.
@@ -339,52 +313,30 @@ class Transform:
             start += len(block)
         return out
 
-    # -- keep and restore --------------------------------------------------------------------
-
     def state(self) -> tuple[dict, dict[str, np.ndarray]]:
         """What was fitted, as values that JSON can hold and as arrays; see `from_state`."""
         meta, arrays = {}, {}
         for name, fitted in self._fitted.items():
-            meta[name] = {key: getattr(fitted, key) for key in VALUES}
-            meta[name]["names"] = fitted.names.tolist()
-            arrays |= {f"{name}/{key}": getattr(fitted, key) for key in ARRAYS}
+            held = vars(fitted) | {"names": fitted.names.tolist()}
+            arrays |= {f"{name}/{key}": held.pop(key) for key in ARRAYS}
+            meta[name] = held
         return {"clip": self.clip, "modalities": meta}, arrays
 
     @classmethod
     def from_state(cls, meta: Mapping, arrays: Mapping[str, np.ndarray]) -> Transform:
-        """Restore what `state` gave.
-
-        Raises
-        ------
-        ValueError
-            It is none: something is missing, of another size, or no number.
-        """
+        """Restore what `state` gave; a ValueError where something is missing or does not fit."""
         transform = cls(clip=meta["clip"])
-        for name, fields in meta["modalities"].items():
+        for name, held in meta["modalities"].items():
             try:
-                known = {key: fields[key] for key in VALUES if key != "look"}
-                known |= {key: np.asarray(arrays[f"{name}/{key}"]) for key in ARRAYS}
-                names = pd.Index(fields["names"], dtype=object)
-                fitted = Fitted(names=names, look=fields.get("look", {}), **known)
+                own = {key: np.asarray(arrays[f"{name}/{key}"]) for key in ARRAYS}
+                names = pd.Index(held["names"], dtype=object)
+                fitted = Fitted(**{"look": {}} | held | own | {"names": names})
             except (KeyError, TypeError) as error:
-                raise ValueError(f"transform of modality '{name}': {error} is missing") from error
-            if not _fits(fitted):
+                raise ValueError(f"transform of modality '{name}': {error}") from error
+            if fitted.kind not in KINDS or not fitted.fits():
                 raise ValueError(f"transform of modality '{name}': its values do not fit together")
             transform._fitted[name] = fitted
         return transform
-
-
-def _fits(fitted: Fitted) -> bool:
-    """Whether a restored modality's parts are of the sizes and kinds that fitting gives them."""
-    n, used = len(fitted.names), fitted.used
-    return (
-        fitted.kind in KINDS
-        and used.shape == fitted.constant.shape == (n,)
-        and used.dtype == bool
-        and all(getattr(fitted, key).shape == (used.sum(),) for key in ("idf", "mean", "scale"))
-        and all(np.isfinite(getattr(fitted, key)).all() for key in ("idf", "mean", "per_cell"))
-        and bool((fitted.scale > 0).all())
-    )
 
 
 def _measured(adata: AnnData) -> AnnData:
@@ -393,41 +345,10 @@ def _measured(adata: AnnData) -> AnnData:
     return adata[~np.concatenate(empty)] if np.any(np.concatenate(empty)) else adata
 
 
-def _emptied(block, measured):
-    """Take back what was filled."""
-    missing = gaps(measured)
-    return block if missing is None else np.where(missing, np.nan, block)
-
-
 def _blocks(X, columns: np.ndarray | None = None) -> Iterator:
     """Blocks of X in float64, with these columns."""
     for _, block in row_blocks(X):
         yield (block if columns is None else block[:, columns]).astype(np.float64)
-
-
-def _fit_step(fitted: Fitted, blocks: Callable[[], Iterator], n_cells: int) -> None:
-    """Fit what the kind's own step needs."""
-    if fitted.kind in ("counts", "peaks"):
-        fitted.per_cell = _median_positive([totals(block) for block in blocks()])
-    if fitted.kind == "protein":
-        fitted.per_cell = _median_positive([geometric_means(block) for block in blocks()])
-    if fitted.kind == "peaks":
-        found = sum(column_sums(apply(lambda x: (x > 0) * 1.0, block)) for block in blocks())
-        fitted.idf = np.log1p(n_cells / np.maximum(found, 1))
-
-
-def _scale_of(kind: str, sd: np.ndarray) -> np.ndarray:
-    """What each feature is divided by."""
-    if kind == "peaks":
-        sd = np.full(len(sd), np.sqrt(np.mean(sd**2)))
-    if kind in LOG_SCALE:
-        sd = np.maximum(sd, LEAST_SCALE * np.median(sd))
-    return np.where(sd > 0, sd, 1.0)
-
-
-def _median_positive(values: list[np.ndarray]) -> float:
-    values = np.concatenate(values)
-    return float(np.median(values[values > 0])) if (values > 0).any() else 1.0
 
 
 def _refuse_negative(name: str, kind: str, smallest: float) -> None:

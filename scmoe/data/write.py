@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from urllib.parse import quote, unquote
 
 import anndata
 import h5py
@@ -51,13 +52,7 @@ def write(mdata: MuData, path: str | os.PathLike) -> Path:
 
 
 def check_writable(mdata: MuData) -> None:
-    """Refuse now what `write` would refuse later; everything but the matrices is tried in memory.
-
-    Raises
-    ------
-    DataError
-        It names what cannot be written.
-    """
+    """Raise now the DataError that `write` would; all but the matrices is tried in memory."""
     with h5py.File("tried", "w", driver="core", backing_store=False, libver=LIBVER) as file:
         _put(file, mdata, matrices=False)
 
@@ -121,9 +116,8 @@ def _put_one(file: h5py.File, place: tuple, value, matrices: bool) -> None:
 def _table(frame: pd.DataFrame) -> pd.DataFrame:
     """The same table with names and types that a file can hold."""
     index = pd.Index(frame.index.astype(str).astype(object), name=frame.index.name)
-    columns = {}
-    for i, name in enumerate(escaped(frame.columns, reserved=("_index", frame.index.name))):
-        columns[name] = _column(frame.iloc[:, i]).set_axis(index)
+    names = escaped(frame.columns, reserved=("_index", frame.index.name))
+    columns = {name: _column(frame.iloc[:, i]).set_axis(index) for i, name in enumerate(names)}
     return pd.DataFrame(columns, index=index)
 
 
@@ -148,18 +142,11 @@ def _column(column: pd.Series) -> pd.Series:
     return column
 
 
-# --- names ---
-
-
 def escape(name: object, reserved: Iterable = ()) -> str:
     """A name as HDF5 can hold it; most are themselves."""
     name = str(name)
     bad = name in ("", ".", "..", *reserved) or re.search("[/\0]|^%-", name)
-    return _coded(name) if bad else name
-
-
-def _coded(name: str) -> str:
-    return "%-" + re.sub("[%/\0]", lambda found: f"%{ord(found[0]):02X}", name)
+    return "%-" + quote(name, safe="") if bad else name
 
 
 def escaped(names: Iterable, reserved: Iterable = ()) -> list[str]:
@@ -167,43 +154,26 @@ def escaped(names: Iterable, reserved: Iterable = ()) -> list[str]:
     taken: dict[str, None] = {}
     for name in names:
         text = escape(name, reserved)
-        if text in taken:
-            text = _coded(str(name))
         while text in taken:
-            text += "%+"
+            text = text + "%+" if text.startswith("%-") else escape(name, [str(name)])
         taken[text] = None
     return list(taken)
 
 
 def unescape(name: str) -> str:
     """The name that was escaped."""
-    if not name.startswith("%-"):
-        return name
-    while name.endswith("%+"):
-        name = name[:-2]
-    return re.sub("%(25|2F|00)", lambda found: chr(int(found[1], 16)), name[2:])
+    return unquote(name[2:].rstrip("%+")) if name.startswith("%-") else name
 
 
-def restore_names(part: AnnData | MuData) -> None:
-    """Take back in place what `escape` did to the names of a MuData or one of its modalities."""
-    for name in ("obs", "var"):
-        frame = getattr(part, name)
-        frame.columns = [unescape(column) for column in frame.columns]
-    for name in (*ALIGNED, "layers"):
-        mapping = getattr(part, name) or {}
-        for key in list(mapping):
-            value = mapping.pop(key)
-            if isinstance(value, pd.DataFrame):
-                value.columns = [unescape(column) for column in value.columns]
-            mapping[unescape(key)] = value
-    part.uns = _unescaped(dict(part.uns))
-    if getattr(part, "raw", None) is not None:
-        part.raw.var.columns = [unescape(column) for column in part.raw.var.columns]
-
-
-def _unescaped(value):
-    if isinstance(value, pd.DataFrame):
-        return value.set_axis([unescape(column) for column in value.columns], axis=1)
-    if not isinstance(value, Mapping):
-        return value
-    return {unescape(key): _unescaped(part) for key, part in value.items()}
+def unescaped(value: object) -> object:
+    """A table, a dict or a modality with the names as they were before they were escaped."""
+    if isinstance(value, AnnData):
+        for part in ("obs", "var", *ALIGNED, "layers", "uns"):
+            setattr(value, part, unescaped(getattr(value, part)))
+        if value.raw is not None:
+            value.raw.var.columns = [unescape(column) for column in value.raw.var]
+    elif isinstance(value, pd.DataFrame):
+        return value.set_axis([unescape(column) for column in value], axis=1)
+    elif isinstance(value, Mapping):
+        return {unescape(key): unescaped(part) for key, part in value.items()}
+    return value
