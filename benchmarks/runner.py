@@ -20,6 +20,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -34,10 +35,10 @@ from scmoe.data.split import stratified
 from scmoe.networks import Experts
 from scmoe.record import peak_memory, source_hash
 
+KEY = ("set", "cells", "method", "seed")  # of a case
 SIZES = (500, 2000, 8000, 250, 1000, 4000)  # the most telling first
 SIMULATED = {
-    "dyngen bifurcating": {"backbone": "bifurcating"},
-    "dyngen converging": {"backbone": "converging"},
+    f"dyngen {backbone}": {"backbone": backbone} for backbone in ("bifurcating", "converging")
 }
 DEFAULT = scmoe.Config().model
 SPARSE = DEFAULT.n_experts * (DEFAULT.hidden or 2 * DEFAULT.d)
@@ -124,33 +125,29 @@ def curve(sets, sizes, seeds) -> Iterator[dict]:
     methods = ["scMoE", *DENSE, "logistic regression", "ridge", "kernel ridge"]
     methods += ["gradient boosting", "kernel ridge ensemble"]
     for name in sets or ("mop", *SIMULATED):
-        for n in sizes or SIZES:
-            for method in methods:
-                for seed in seeds:
-                    yield {"set": name, "cells": n, "method": method, "seed": seed}
-        for method in GRID:
-            for seed in seeds:
-                yield {"set": name, "cells": 8000, "method": method, "seed": seed}
+        yield from _cases([name], sizes or SIZES, methods, seeds)
+        yield from _cases([name], [8000], GRID, seeds)
 
 
 def search(sets, sizes, seeds) -> Iterator[dict]:
     """Cases of the search, on nested cells."""
     for variant in VARIANTS:
-        for name in sets or SEARCHED:
-            for seed in seeds:
-                yield {"set": name, "cells": None, "method": variant, "seed": seed}
+        yield from _cases(sets or SEARCHED, [None], [variant], seeds)
+
+
+def _cases(*choices) -> Iterator[dict]:
+    return (dict(zip(KEY, values, strict=True)) for values in product(*choices))
 
 
 def run(table: str, case: dict) -> dict:
     """Train and score one case; rows are those of :func:`scmoe.evaluate`, briefly."""
     seed, name = case["seed"], case["method"]
+    split = load(case["set"], fold=seed, seed=seed)
     if table == "curve":
-        split = some_of(load(case["set"], fold=seed, seed=seed), case["cells"], seed)
+        split = some_of(split, case["cells"], seed)
     else:
-        split = load(case["set"], fold=seed, seed=seed)
-        if "," in case["set"] and case["set"].startswith("mop"):
-            split = some_of(split, int(case["set"].split(",")[1]), seed)
-        split = nested(split, seed)
+        wanted = case["set"].partition("mop, ")[2]  # so many cells of it
+        split = nested(some_of(split, int(wanted), seed) if wanted else split, seed)
     start = time.perf_counter()
     if name in RIVALS:
         parts = [RIVALS[name]().fit(split)]
@@ -194,7 +191,7 @@ def read(table: str, folder: Path = RESULTS) -> list[dict]:
 
 
 def _key(row: dict) -> tuple:
-    return tuple(row[name] for name in ("set", "cells", "method", "seed"))
+    return tuple(row[name] for name in KEY)
 
 
 def main() -> None:
@@ -220,9 +217,8 @@ def main() -> None:
         return
     stop = time.monotonic() + 60 * given.minutes
     done = {_key(row) for row in read(given.table, given.out) if row["sources"] == source_hash()}
-    for case in {"curve": curve, "search": search}[given.table](
-        given.sets, given.sizes, given.seeds
-    ):
+    cases = {"curve": curve, "search": search}[given.table]
+    for case in cases(given.sets, given.sizes, given.seeds):
         if _key(case) in done or given.methods and case["method"] not in given.methods:
             continue
         if time.monotonic() > stop:
