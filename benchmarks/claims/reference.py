@@ -17,9 +17,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from benchmarks.claims import known
-from benchmarks.claims.study import Plan, match_experts, score
-from benchmarks.claims.truth import recovered, recovery_study
+from benchmarks.claims.study import Plan, score
+from benchmarks.claims.truth import recovered
 from benchmarks.common import trained
 from benchmarks.record.collect import BOOK
 from scmoe.data import DATASETS, Split
@@ -52,18 +51,6 @@ def study(run: Run, plan: Plan, part: str = "experts") -> list[pd.DataFrame]:
     if "truth" in split.train.uns:
         table = recovered(model, split, plan, run.seed).unstack("what")
         tables.append(table.set_axis([f"{score} of {what}" for score, what in table], axis=1))
-        with run.clock("recovery"):
-            tables.append(recovery_study(run, plan, part=part))
-    else:
-        tables.append(known.ranks(model, split).add_prefix("rank of "))
-    if part == "experts":
-        labels, options = split.train.obs[split.label_key].astype(str), (plan.n_random, run.seed)
-        table = known.concept_study(model, split.train, labels, *options)
-        tables.append(table.add_prefix("concepts: "))
-        routes = [m.get_routing(split.train) for m in [model, *others["seeds"]]]
-        matched = [match_experts(routes[0], other, labels, seed=run.seed) for other in routes[1:]]
-        table = pd.DataFrame(matched).mean().to_frame("experts matched").T
-        tables.append(table.add_prefix("over seeds: "))
     return tables
 
 

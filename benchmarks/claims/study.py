@@ -8,11 +8,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 from mudata import MuData
-from scipy.optimize import linear_sum_assignment
 
 from scmoe.data import Split
 from scmoe.explain import METHODS, PRIMARY, Explanation, attribute, complete, faithfulness
-from scmoe.explain.routing import TINY, gates, side_by_side
 
 REFERENCE = "shap_permutation"  # the SHAP that agreement is measured with: exact but for sampling
 AGAINST = "primary against it, "
@@ -26,11 +24,9 @@ class Plan:
     n_shap: int = 20  # by SHAP Gradient
     n_slow: int = 6  # by SHAP Permutation and SHAP Kernel
     n_draws: int = 5  # replacements and random orders a cell, in deletion and insertion
-    n_random: int = 100  # random concepts
     kernel: bool = True
-    n_seeds: int = 1  # further models, for stability and the matching of experts
+    n_seeds: int = 1  # further models, for stability
     n_folds: int = 1  # further models, for stability
-    n_networks: int = 5  # simulated anew for each backbone, for recovery
     gradient_budgets: tuple[int, ...] = (8, 16, 32, 64, 128, 256, 512, 1024)
     permutation_budgets: tuple[int, ...] = (2, 4, 8, 16, 32)
 
@@ -46,21 +42,15 @@ def score(
 ) -> pd.DataFrame:
     """Explain the same test cells by every method, and score each.
 
-    Parameters
-    ----------
-    model
-        `scMoE experts`, its linear neighbour or the published model.
-    others
-        The same of other `seeds` and `folds`, for stability.
+    `model` is `scMoE experts`, its linear neighbour or the published one, and `others` the same of
+    other `seeds` and `folds`, for stability.
 
-    Returns
-    -------
-    Method × score: `seconds` (per 1000 cells), `budget`, `split_half`, `cells`, `deletion`,
+    Gives method × score: `seconds` (per 1000 cells), `budget`, `split_half`, `cells`, `deletion`,
     `insertion` (areas better than random order, with `_low`, `_high` of their 95 % interval),
-    `infidelity`, `sensitivity` (medians), `agreement` (Spearman) and `overlap` (top 20) with SHAP
-    Permutation, `stability` over seeds and `stability_folds`; and for SHAP's methods, with
-    `AGAINST` before it, how many times `cheaper` the primary method is and by how much its
-    deletion and insertion are better on the same cells, with intervals.
+    `infidelity`, `sensitivity` (medians), `agreement` (Spearman) with SHAP Permutation, `stability`
+    over seeds and `stability_folds`; and for SHAP's methods, with `AGAINST` before it, how many
+    times `cheaper` the primary method is and by how much its deletion and insertion are better on
+    the same cells, with intervals.
     """
     cells, background = complete(split.test, plan.n_cells, seed), split.train
     quick, why, spent = cheap(model), {}, {}
@@ -91,8 +81,7 @@ def score(
         error = faithfulness.infidelity(model, cells[: len(e.cells)], e, background)
         table.loc[name, "infidelity"] = np.median(error)
         both = {"this": e, "reference": why[REFERENCE]}
-        for column, how in (("agreement", faithfulness.spearman), ("overlap", top_overlap)):
-            table.loc[name, column] = faithfulness.agreement(both, how).iloc[0, 1]
+        table.loc[name, "agreement"] = faithfulness.agreement(both).iloc[0, 1]
     for name in quick:
         some = cells[: plan.n_shap]
         moved = faithfulness.sensitivity(model, some, name, background=background)
@@ -110,13 +99,9 @@ def enough(
     """Find what a sampling method needs to agree with itself.
 
     At each budget, two runs with half of it and different seeds are compared; the search stops at
-    the first that reaches `threshold`.
-
-    Returns
-    -------
-    One row per budget tried: `budget`, `split_half` (mean Spearman over cells) and `seconds` per
-    1000 cells at the whole budget; and the mean of the last two runs, an explanation at the whole
-    budget.
+    the first that reaches `threshold`. Gives a row per budget tried: `budget`, `split_half` (mean
+    Spearman over cells) and `seconds` per 1000 cells at the whole budget; and the mean of the last
+    two runs, an explanation at the whole budget.
     """
     rows = []
     for size in budgets:
@@ -131,13 +116,6 @@ def enough(
         if row["split_half"] >= threshold:
             break
     return pd.DataFrame(rows), whole
-
-
-def top_overlap(first: Explanation, second: Explanation, k: int = 20) -> np.ndarray:
-    """Share of the `k` features with the largest |attribution| that two explanations share."""
-    sizes = (-np.abs(e.flat.reshape(-1, e.flat.shape[-1])) for e in (first, second))
-    a, b = (faithfulness.ranks(size) < k for size in sizes)
-    return (a & b).sum(1) / k
 
 
 def stability(explanations: Sequence[Explanation]) -> float:
@@ -164,37 +142,3 @@ def _alike(first: Explanation, second: Explanation) -> tuple[Explanation, Explan
         return replace(e, values=values, features=features, cells=e.cells[rows])
 
     return cut(first), cut(second)
-
-
-def match_experts(first, second, by: Sequence[str], n_permutations: int = 200, seed: int = 0):
-    """Pair the experts of two models of the same cells, all members', by whom they serve.
-
-    An expert's profile is its usage over (modality, patch, label), less what all experts have; two
-    profiles are compared by correlation and paired one to one for the largest sum (the Hungarian
-    algorithm).
-
-    Returns
-    -------
-    `similarity` (mean over pairs), `null` (mean of the same after the second model's labels and
-    patches are permuted: what pairing alone would find) and `p`.
-    """
-    rng, by = np.random.default_rng(seed), np.asarray(by, str)
-    labels = (by[:, None] == np.unique(by)).astype(float)
-    a, b = (np.einsum("nmpe,ng->empg", side_by_side(gates(r)), labels) for r in (first, second))
-    found, null, flat = _paired(a, b), [], b.reshape(len(b), -1)
-    for _ in range(n_permutations):
-        permuted = flat[:, rng.permutation(flat.shape[1])].reshape(b.shape)
-        null.append(_paired(a, permuted))
-    p = (1 + (np.asarray(null) >= found).sum()) / (1 + n_permutations)
-    return {"similarity": found, "null": float(np.mean(null)), "p": float(p)}
-
-
-def _paired(a: np.ndarray, b: np.ndarray) -> float:
-    profiles = []
-    for use in (a, b):
-        share = use / np.maximum(use.sum(0, keepdims=True), TINY)  # of each kind of token
-        share = share.reshape(len(use), -1)
-        share = share - share.mean(1, keepdims=True)
-        profiles.append(share / np.maximum(np.linalg.norm(share, axis=1, keepdims=True), 1e-12))
-    similarity = profiles[0] @ profiles[1].T
-    return float(similarity[linear_sum_assignment(similarity, maximize=True)].mean())

@@ -8,16 +8,14 @@ import pandas as pd
 import pytest
 
 import scmoe
-from benchmarks.claims import known, reference, study, truth
+from benchmarks.claims import reference, study, truth
 from scmoe import explain
-from scmoe.explain import faithfulness
+from scmoe.explain import concepts, faithfulness
 from scmoe.explain.concepts import Concept
 from scmoe.metrics import COLUMNS
 from tests.unit.test_explain_attribution import fitted, whole
-from tests.unit.test_explain_routing import GROUPS, by_group, routing
-from tests.unit.test_explain_scores import scrambled
 
-PLAN = study.Plan(8, 4, 2, 2, 20, kernel=False, n_seeds=0, n_folds=0, n_networks=1,
+PLAN = study.Plan(8, 4, 2, 2, kernel=False, n_seeds=0, n_folds=0,
                   gradient_budgets=(8, 64), permutation_budgets=(2,))  # fmt: skip
 OURS = explain.METHODS[explain.PRIMARY]
 
@@ -73,7 +71,6 @@ def test_other_models_are_compared_where_they_say_the_same():
         groups=np.where(np.arange(6) < 2, "elsewhere", why.groups),
     )
     assert study.stability([why, other]) == pytest.approx(1)
-    assert study.top_overlap(why, scrambled(why), k=5).mean() < 0.5
     other.groups = np.full(6, "elsewhere")
     assert np.isnan(study.stability([why, other]))
     with pytest.raises(ValueError, match="at least two"):
@@ -91,29 +88,16 @@ def test_a_larger_budget_is_tried_until_the_halves_agree():
     assert why.budget == found["budget"].iloc[-1]
 
 
-def test_the_same_experts_in_another_order_are_matched():
-    first = routing(by_group)
-    second = first.copy()
-    renamed = np.array([2, 0, 3, 1])[first.var["expert"]]
-    order = np.lexsort((renamed, first.var["patch"], first.var["modality"] == "protein"))
-    second.X = first.X[:, order]
-    found = study.match_experts(first, second, GROUPS)
-    assert found["similarity"] > 0.99 > found["null"]
-    assert found["p"] < 0.1
-
-
 def test_one_random_concept_in_twenty_is_taken_for_a_finding_at_most_one_in_ten():
     model, _, background = fitted()
-    labels = background.obs["cell_type"].astype(str)
-    concept = Concept.of_cells("type0", labels == "type0")
-    assert known.false_positive_rate(model, background, concept, n=60) <= 0.10
-
-
-def test_concepts_are_probed_where_the_cells_have_no_other_name():
-    model, _, background = fitted()
-    table = known.concept_study(model, background, background.obs["cell_type"], 10)
-    assert table["false positives"].between(0, 1).all()
-    assert table.filter(like="q of").notna().all(axis=None)
+    rng, n, hits = np.random.default_rng(0), 60, []
+    shows = background.obs["cell_type"].astype(str) == "type0"
+    null = [Concept.of_cells("type0", shows).at_random(rng) for _ in range(n)]
+    acts = concepts.tokens(model, background)
+    for i in range(acts.shape[1]):
+        accuracy, _ = concepts.probes(acts[:, i], null, 0)
+        hits += [concepts.tail(accuracy[j], np.delete(accuracy, j)) < 0.05 for j in range(n)]
+    assert np.mean(hits) <= 0.10
 
 
 def test_recovery_of_the_truth_itself_is_perfect():
@@ -146,23 +130,16 @@ def test_a_model_with_shuffled_weights_is_explained_otherwise():
     assert np.array_equal(again.flat, trained.flat)
 
 
-@pytest.fixture(scope="module")
-def recovered(tmp_path_factory):
-    """AUPRC by what is recovered and by what, and the chance level of each."""
-    folder = tmp_path_factory.mktemp("recovery")
-    run = scmoe.record.Run("dyngen", epochs=2, out_dir=folder, device="cpu")
-    plan = dataclasses.replace(PLAN, n_cells=60)
-    table = truth.recovery_study(run, plan, backbones=["linear"])
-    return {what: table.filter(like=f"of {what}").set_axis(["auprc", "chance"], axis=1)
-            for what in (truth.GROUPS, truth.EDGES)}  # fmt: skip
-
-
 @pytest.mark.slow
-def test_models_that_know_nothing_recover_little(recovered):
-    edges, groups = (recovered[what]["auprc"] for what in (truth.EDGES, truth.GROUPS))
+def test_models_that_know_nothing_recover_little():
+    run = scmoe.record.Run("dyngen", epochs=2, device="cpu")
+    split, plan = run.load(), dataclasses.replace(PLAN, n_cells=60)
+    model = scmoe.ScMoE(config=run.config()).fit(split, device="cpu", progress=False)
+    found = truth.recovered(model.experts, split, plan)
+    edges, groups = (found.loc[what, "auprc"] for what in (truth.EDGES, truth.GROUPS))
+    chance = found["chance"].groupby("what").first()
     # features that vary between groups are large, and what is large is found without knowing why
     assert groups[truth.RANDOM] < groups[OURS]
-    chance = {what: table["chance"].iloc[0] for what, table in recovered.items()}
     assert edges[OURS] > 2 * chance[truth.EDGES]
     assert edges[truth.RANDOM] < 1.5 * chance[truth.EDGES]
-    assert groups[truth.SHUFFLED] < chance[truth.GROUPS] + 0.15 < groups[OURS]
+    assert chance[truth.GROUPS] + 0.15 < groups[OURS]
