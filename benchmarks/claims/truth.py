@@ -75,8 +75,8 @@ def _patterns(model, cells) -> pd.Series:
     answer = Answer(model)
     x = answer.inputs(cells)
     with torch.no_grad():
-        out = answer(*x).double().cpu().numpy()
-    size = np.abs(correlations(torch.cat(x, 1).double().cpu().numpy(), out)).max(1)
+        out = answer(x).double().cpu().numpy()
+    size = np.abs(correlations(x.double().cpu().numpy(), out)).max(1)
     pairs = [(m, f) for m in answer.modalities for f in model.transform_.features[m]]
     return pd.Series(size, pd.MultiIndex.from_tuples(pairs))
 
@@ -131,7 +131,7 @@ def simple_scores(model, mdata: MuData, labels: Sequence[str]) -> dict[str, pd.D
     (modality, feature) × label, of features as the model sees them.
     """
     answer = Answer(model)
-    x = torch.cat(answer.inputs(mdata), 1).double().cpu().numpy()
+    x = answer.inputs(mdata).double().cpu().numpy()
     labels = np.asarray(labels, str)
     names = np.unique(labels)
     member = (labels[:, None] == names).astype(float)

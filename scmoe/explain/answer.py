@@ -34,7 +34,7 @@ def complete(mdata: MuData, n: int, seed: int = 0) -> MuData:
 
 
 class Answer(nn.Module):
-    """A model's answers about cells: `(B, F_1), (B, F_2), ... -> (B, K)`.
+    """A model's answers about cells `(B, F) -> (B, K)`: F features of all sources side by side.
 
     Parameters are those of :func:`scmoe.explain.attribute`, but that `outputs` are all by default.
 
@@ -62,16 +62,14 @@ class Answer(nn.Module):
         self.outputs = known if outputs is None else [str(name) for name in outputs]
         self.columns = _index(known, self.outputs, "output")
 
-    def forward(self, *x: Tensor, present: Tensor | None = None, linear: bool = True) -> Tensor:
+    def forward(self, x: Tensor, present: Tensor | None = None, linear: bool = True) -> Tensor:
         """Answers `(B, K)`, or without `linear` what the experts alone contribute to them.
 
-        A single `x` has the features of all sources side by side. `present` `(B, M)` bool; default
-        every source of every cell.
+        `present` `(B, M)` bool; default every source of every cell.
         """
-        x = x[0].split(self.widths, 1) if len(x) == 1 else x
         z, present = self.scores(x, present)
         tell = self._groups if self.target is None else self._translation
-        out = x[0].new_zeros(len(x[0]), len(self.columns))
+        out = x.new_zeros(len(x), len(self.columns))
         for pattern in present.unique(dim=0):
             if subset := tuple(pattern.nonzero()[:, 0].tolist()):
                 rows = (present == pattern).all(1).nonzero()[:, 0]
@@ -79,16 +77,16 @@ class Answer(nn.Module):
                 out = out.index_put((rows,), told)
         return out
 
-    def scores(self, x: Sequence[Tensor], present: Tensor | None) -> tuple[list, Tensor]:
+    def scores(self, x: Tensor, present: Tensor | None) -> tuple[list, Tensor]:
         """What the parts read, by modality `(B, q)` or None, and what each cell has `(B, M)`."""
         names = self.model.modalities_
         z, read = [None] * len(names), torch.zeros(len(names), dtype=torch.bool, device=self.device)
         read[self.sources] = True
-        for i, values in zip(self.sources, x, strict=True):
+        for i, values in zip(self.sources, x.split(self.widths, 1), strict=True):
             z[i], its = values, self.model.components_[names[i]]
             if not isinstance(its, Features):
                 z[i] = (values - self._tensor(its.mean)) @ self._tensor(its.axes).T / its.scale
-        return z, read.expand(len(x[0]), -1) if present is None else present & read
+        return z, read.expand(len(x), -1) if present is None else present & read
 
     def network_inputs(self, z: list) -> list:
         """Scores as the network reads them, `(1, B, q)` by modality."""
@@ -173,28 +171,27 @@ class Answer(nn.Module):
     # --- cells ---
 
     def batches(self, mdata: MuData):
-        """Cells as `(x, present)`: dense features `(B, F)` of each source, and `(B, M)` bool."""
+        """Cells as `(x, present)`: features `(B, F)`, 0 where there are none; `(B, M)` bool."""
         matrices, has = self.model._matrices(mdata, self.modalities)
         names, nowhere = self.model.modalities_, np.zeros(mdata.n_obs, bool)
         present = np.stack([has.get(name, nowhere) for name in names], 1)
         cells = Cells([matrices.get(name) for name in names], present, device=self.device)
         for batch in cells.batches(BATCH):
-            yield [batch.x[i][0] for i in self.sources], batch.present[0]
+            yield torch.cat([batch.x[i][0] for i in self.sources], 1), batch.present[0]
 
-    def inputs(self, mdata: MuData) -> list[Tensor]:
-        """All cells at once; a `DataError` where a cell lacks a source."""
-        x, present = zip(*self.batches(mdata), strict=True)
-        there = torch.cat(present).all(0)
+    def inputs(self, mdata: MuData) -> Tensor:
+        """All cells at once `(N, F)`; a `DataError` where a cell lacks a source."""
+        x, present = (torch.cat(parts) for parts in zip(*self.batches(mdata), strict=True))
         for i, name in zip(self.sources, self.modalities, strict=True):
-            if not there[i]:
+            if not present[:, i].all():
                 raise DataError(
                     f"modality {name!r} is missing in some cells: this explanation needs cells "
                     "with every modality it reads; select those, or leave it out of source"
                 )
-        return [torch.cat(parts) for parts in zip(*x, strict=True)]
+        return x
 
-    def means(self, background: MuData | None = None) -> list[Tensor]:
-        """Give the baseline: each source's mean over `background`, `(F,)`.
+    def mean(self, background: MuData | None = None) -> Tensor:
+        """Give the baseline: the mean `(F,)` over the cells of `background` that have a source.
 
         Default: over the cells that the components were fitted to, where the model reads these.
         """
@@ -202,12 +199,25 @@ class Answer(nn.Module):
             its = [self.model.components_[name] for name in self.modalities]
             if any(isinstance(part, Features) for part in its):
                 raise ValueError("this model stores no training mean: pass background=split.train")
-            return [self._tensor(part.mean) for part in its]
-        sums, count = [0.0] * len(self.sources), 0
-        for x, present in self.batches(background):  # zero where a cell lacks the source
-            sums = [total + values.sum(0) for total, values in zip(sums, x, strict=True)]
-            count = count + present[:, self.sources].sum(0)
-        return [total / n for total, n in zip(sums, count.clamp(min=1), strict=True)]
+            return torch.cat([self._tensor(part.mean) for part in its])
+        total, count = 0.0, 0
+        for x, present in self.batches(background):
+            total, count = total + x.sum(0), count + self._there(present).sum(0)
+        return total / count.clamp(min=1)
+
+    def baseline(self, x: Tensor, present: Tensor, mean: Tensor) -> Tensor:
+        """Where cells are held against `(B, F)`: the mean; themselves in what they lack."""
+        return torch.where(self._there(present), mean, x)
+
+    def _there(self, present: Tensor) -> Tensor:
+        """Which features cells have, `(B, F)` bool."""
+        shown = zip(self.sources, self.widths, strict=True)
+        return torch.cat([present[:, i, None].expand(-1, n) for i, n in shown], 1)
+
+    def by_modality(self, values: np.ndarray) -> dict[str, np.ndarray]:
+        """Values `(..., F)` of all features, cut into those of each modality."""
+        parts = np.split(values, np.cumsum(self.widths)[:-1], axis=-1)
+        return dict(zip(self.modalities, parts, strict=True))
 
 
 def _index(known: Sequence[str], wanted: Sequence[str], what: str) -> list[int]:

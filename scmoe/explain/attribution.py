@@ -129,30 +129,29 @@ def attribute(
     own = target == "group" and outputs is None
     budget = BUDGETS.get(method) if budget is None else budget
     clock = time.perf_counter if answer.device.type == "cuda" else time.process_time
-    start, shares = clock(), None
+    start, split, shares = clock(), method == PRIMARY, None
     if method in gradients.METHODS:
         explain = gradients.explainer(method, answer, mdata, background, budget)
         choose = gradients.own_group if own else gradients.every
-        parts = [[v.numpy(force=True) for v in explain(x, present, choose)]
+        parts = [explain(x, present, choose).numpy(force=True)
                  for x, present in answer.batches(mdata)]  # fmt: skip
-        shares = [np.concatenate(part, axis=1) for part in zip(*parts, strict=True)]
-        values = [part.sum(0) for part in shares]
+        shares = np.concatenate(parts, axis=1)
+        values = shares.sum(0)
     else:
         values = shapley.explain(answer, mdata, method, background, own, budget, seed)
-    seconds, read, split = clock() - start, answer.modalities, method == PRIMARY
-    inputs = [torch.cat(parts).numpy(force=True)
-              for parts in zip(*(x for x, _ in answer.batches(mdata)), strict=True)]  # fmt: skip
+    seconds = clock() - start
+    inputs = torch.cat([x for x, _ in answer.batches(mdata)]).numpy(force=True)
     return Explanation(
         method=method,
         target=target,
         outputs=["own group"] if own else answer.outputs,
-        values=dict(zip(read, values, strict=True)),
-        features={m: model.transform_.features[m] for m in read},
+        values=answer.by_modality(values),
+        features={m: model.transform_.features[m] for m in answer.modalities},
         cells=mdata.obs_names,
         groups=model.predict(mdata)["group"].to_numpy() if target == "group" else None,
-        inputs=dict(zip(read, inputs, strict=True)),
+        inputs=answer.by_modality(inputs),
         budget=budget,
         seconds=seconds,
-        shares=dict(zip(read, shares, strict=True)) if split else None,
+        shares=answer.by_modality(shares) if split else None,
         share_names=gradients.share_names(answer) if split else [],
     )

@@ -89,7 +89,7 @@ def _gradients(model, mdata: MuData, groups: Sequence[str]) -> np.ndarray:
     answer, parts = Answer(getattr(model, "experts", model), outputs=groups), []
     for x, present in answer.batches(mdata):
         with captured(answer.network) as seen:
-            out = answer(*(values.requires_grad_() for values in x), present=present)
+            out = answer(x.requires_grad_(), present)
         at = seen["stream"][-1]
         grads = [torch.autograd.grad(k.sum(), at, retain_graph=True)[0] for k in out.T]
         parts.append(_beside(torch.stack(grads)))

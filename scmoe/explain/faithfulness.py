@@ -45,7 +45,7 @@ def deletion_insertion(
     """
     rng = np.random.default_rng(seed)
     answer = Answer(model)
-    x, pool = (torch.cat(answer.inputs(cells), 1) for cells in (mdata, background))
+    x, pool = answer.inputs(mdata), answer.inputs(background)
     draws = pool[torch.as_tensor(rng.integers(len(pool), size=(n_draws, len(x))))]  # (D, N, F)
     curves = {name: _curves(answer, x, draws, ranks(-e.flat[:, 0]))
               for name, e in explanations.items()}  # fmt: skip
@@ -122,7 +122,7 @@ def infidelity(
     of the change: 0 is perfect, 1 is no better than predicting no change.
     """
     rng, answer = np.random.default_rng(0), Answer(model)
-    x, mean = torch.cat(answer.inputs(mdata), 1), torch.cat(answer.means(background))
+    x, mean = answer.inputs(mdata), answer.mean(background)
     values = torch.as_tensor(explanation.flat[:, 0], device=x.device)
     before = _answers(answer, x)
     own = before.argmax(1, keepdim=True)
@@ -147,22 +147,22 @@ def sensitivity(
     feature, and the same group explained, by a method that is no SHAP.
     """
     answer = Answer(model)
-    x = tuple(answer.inputs(mdata))
+    x, widths = answer.inputs(mdata), answer.widths
     explain = gradients.explainer(method, answer, mdata, background, BUDGETS.get(method))
     with torch.no_grad():
-        (own,) = gradients.own_group(answer(*x))
+        (own,) = gradients.own_group(answer(x))
 
     @torch.enable_grad()
     def attributions(x, additional_forward_args):
         shape = len(x[0]), len(model.modalities_)
         present = torch.ones(shape, dtype=torch.bool, device=x[0].device)
-        shares = explain([v.clone() for v in x], present, lambda _: [*additional_forward_args])
-        return tuple(part.detach().sum(0)[:, 0] for part in shares)
+        shares = explain(torch.cat(x, 1), present, lambda _: [*additional_forward_args])
+        return shares.detach().sum(0)[:, 0].split(widths, 1)
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return sensitivity_max(
-            attributions, x, perturb_radius=radius, n_perturb_samples=5,
+            attributions, x.split(widths, 1), perturb_radius=radius, n_perturb_samples=5,
             additional_forward_args=(own,),
         ).numpy(force=True)  # fmt: skip
 

@@ -1,9 +1,9 @@
 """Attributions from a batch of cells at once: gradients, and what the router says by itself.
 
-An explanation is a function `(x, present, choose)` of a batch: features `(B, F)` of each source,
+An explanation is a function `(x, present, choose)` of a batch: features `(B, F)` of all sources,
 which modalities cells have, and what to explain of the answers `(B, K)`, a list of cotangents. It
-gives for each source `(S, B, len(choose), F)`: S shares whose sum is the attribution (one, but for
-the expert-resolved gradient).
+gives `(S, B, len(choose), F)`: S shares whose sum is the attribution (one, but for the
+expert-resolved gradient).
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ def explainer(method: str, answer, mdata: MuData, background: MuData | None, bud
     if method == "routing":
         reference = mdata if background is None else background
         return partial(_routing_relevance, answer, *_usual_gates(answer, reference))
-    means = answer.means(background)
+    mean = answer.mean(background)
     if method == "integrated_gradients":
-        return partial(_integrated_gradients, answer, means, budget)
-    return partial(_expert_gradient if method == PRIMARY else _gradient, answer, means)
+        return partial(_integrated_gradients, answer, mean, budget)
+    return partial(_expert_gradient if method == PRIMARY else _gradient, answer, mean)
 
 
 def own_group(out: Tensor) -> list[Tensor]:
@@ -50,32 +50,33 @@ def every(out: Tensor) -> list[Tensor]:
 # --- gradient × input ---
 
 
-def _gradient(answer, means, x, present, choose) -> list[Tensor]:
-    x = [values.requires_grad_() for values in x]
-    out = answer(*x, present=present)
-    return _times_input([[_grad(out, x, c) for c in choose(out)]], x, means, present, answer)
+def _gradient(answer, mean, x, present, choose) -> Tensor:
+    out = answer(x.requires_grad_(), present)
+    grads = torch.stack([_grad(out, [x], c)[0] for c in choose(out)], 1)
+    return (grads * _away(answer, mean, x, present))[None]
 
 
-def _expert_gradient(answer, means, x, present, choose) -> list[Tensor]:
+def _expert_gradient(answer, mean, x, present, choose) -> Tensor:
     """The same, split: linear part, no expert, every expert."""
-    x = [values.requires_grad_() for values in x]
-    whole = answer(*x, present=present)
+    whole = answer(x.requires_grad_(), present)
     with captured(answer.network) as seen:
-        out = answer(*x, present=present, linear=False)
-    shares = [[] for _ in share_names(answer)]
+        out = answer(x, present, linear=False)
+    layer, shares = answer.network.layers[-1], []
     for c in choose(whole):
-        through = [[torch.zeros_like(v) for v in x] for _ in shares[1:]]
-        at_all = _grad(out, seen["mixed"], c)
-        for stream, at_tokens in zip(seen["stream"], at_all, strict=True):
-            parts = _through_experts(answer.network.layers[-1], stream, at_tokens)
+        through = x.new_zeros(len(share_names(answer)) - 1, *x.shape)
+        for stream, at_tokens in zip(seen["stream"], _grad(out, seen["mixed"], c), strict=True):
+            parts = _through_experts(layer, stream, at_tokens)
             for share, at_stream in zip(through, parts, strict=True):
-                for sum_, grad in zip(share, _grad(stream, x, at_stream), strict=True):
-                    sum_ += grad
-        by_network = [sum(parts) for parts in zip(*through, strict=True)]
-        linear = [t - n for t, n in zip(_grad(whole, x, c), by_network, strict=True)]
-        for share, grads in zip(shares, [linear, *through], strict=True):
-            share.append(grads)
-    return _times_input(shares, x, means, present, answer)
+                share += _grad(stream, [x], at_stream)[0]
+        linear = _grad(whole, [x], c)[0] - sum(through)
+        shares.append(torch.cat([linear[None], through]))
+    return torch.stack(shares, 2) * _away(answer, mean, x, present)
+
+
+def _away(answer, mean, x, present) -> Tensor:
+    """Input minus mean `(B, 1, F)`, which gradients are multiplied by."""
+    x = x.detach()
+    return (x - answer.baseline(x, present, mean))[:, None]
 
 
 def _through_experts(layer, stream: Tensor, at_tokens: Tensor) -> list[Tensor]:
@@ -117,23 +118,13 @@ def captured(network):
             hook.remove()
 
 
-def _grad(out: Tensor, x: list[Tensor], cotangent: Tensor) -> list[Tensor]:
-    """Gradient at `x`; zeros where `out` does not depend on it."""
+def _grad(out: Tensor, at: list[Tensor], cotangent: Tensor) -> list[Tensor]:
+    """Gradients at some tensors; zeros where `out` does not depend on them."""
     if not out.requires_grad:
-        return [torch.zeros_like(values) for values in x]
+        return [torch.zeros_like(values) for values in at]
     return torch.autograd.grad(
-        out, x, cotangent, retain_graph=True, allow_unused=True, materialize_grads=True
+        out, at, cotangent, retain_graph=True, allow_unused=True, materialize_grads=True
     )
-
-
-def _times_input(shares, x, means, present, answer) -> list[Tensor]:
-    """Gradients [share][output][source] times input minus mean: per source `(S, B, K, F)`."""
-    result = []
-    for j, i in enumerate(answer.sources):
-        grads = torch.stack([torch.stack([g[j] for g in outputs], 1) for outputs in shares])
-        away = torch.where(present[:, i, None], x[j].detach() - means[j], 0.0)
-        result.append(grads * away[:, None])
-    return result
 
 
 def share_names(answer) -> list[str]:
@@ -151,31 +142,26 @@ def expert_names(sizes) -> list[str]:
 # --- integrated gradients, routing ---
 
 
-def _integrated_gradients(answer, means, n_steps, x, present, choose) -> list[Tensor]:
+def _integrated_gradients(answer, mean, n_steps, x, present, choose) -> Tensor:
     """Along the straight line from the training mean."""
 
-    def asked(*arguments):
-        *x, present, cotangent = arguments
-        return (answer(*x, present=present) * cotangent).sum(1)
+    def asked(x, present, cotangent):
+        return (answer(x, present) * cotangent).sum(1)
 
     with torch.no_grad():
-        cotangents = choose(answer(*x, present=present))
-    base = [
-        torch.where(present[:, i, None], mean, values)
-        for i, mean, values in zip(answer.sources, means, x, strict=True)
-    ]
-    options = {"n_steps": n_steps, "method": "gausslegendre", "internal_batch_size": 8 * len(x[0])}
-    parts = [
-        IntegratedGradients(asked).attribute(
-            tuple(x), tuple(base), additional_forward_args=(present, c), **options
-        )
-        for c in cotangents
-    ]
-    return [torch.stack(part, 1).float()[None] for part in zip(*parts, strict=True)]
+        cotangents = choose(answer(x, present))
+    options = {
+        "baselines": answer.baseline(x, present, mean), "n_steps": n_steps,
+        "method": "gausslegendre", "internal_batch_size": 8 * len(x),
+    }  # fmt: skip
+    integral = IntegratedGradients(asked)
+    parts = [integral.attribute(x, additional_forward_args=(present, c), **options)
+             for c in cotangents]  # fmt: skip
+    return torch.stack(parts, 1).float()[None]
 
 
 @torch.no_grad()
-def _routing_relevance(answer, usual, groups, x, present, choose) -> list[Tensor]:
+def _routing_relevance(answer, usual, groups, x, present, choose) -> Tensor:
     """What the router's choices alone say.
 
     A token's relevance for a group is the mean over its gates of log(usage of that expert, at that
@@ -183,7 +169,7 @@ def _routing_relevance(answer, usual, groups, x, present, choose) -> list[Tensor
     group; for a translation, which has no groups, log(gate / usage by all). The features of a patch
     share its relevance equally: routing does not tell them apart.
     """
-    g, out = _gates(answer, x, present), answer(*x, present=present)
+    g, out = _gates(answer, x, present), answer(x, present)
     if answer.target is None:
         tokens = torch.einsum("bmpe,kmpe->bkmp", g, (groups / usual).log())
     else:
@@ -193,8 +179,8 @@ def _routing_relevance(answer, usual, groups, x, present, choose) -> list[Tensor
     for i, n_features in zip(answer.sources, answer.widths, strict=True):
         patch = torch.arange(n_features, device=tokens.device) // -(-n_features // n_patches)
         count = torch.bincount(patch, minlength=n_patches).clamp(min=1)
-        result.append((tokens[:, :, i] / count)[:, :, patch][None])
-    return result
+        result.append((tokens[:, :, i] / count)[:, :, patch])
+    return torch.cat(result, -1)[None]
 
 
 @torch.no_grad()
@@ -203,7 +189,7 @@ def _usual_gates(answer, reference: MuData) -> tuple[Tensor, Tensor]:
     gates, named = [], []
     for x, present in answer.batches(reference):
         gates.append(_gates(answer, x, present))
-        named.append(answer(*x, present=present).argmax(1))
+        named.append(answer(x, present).argmax(1))
     gates, named = torch.cat(gates), torch.cat(named)
     usual = gates.mean(0) + 0.01  # a floor of one per cent keeps the logarithm finite
     members = [gates[named == k] for k in range(len(answer.outputs))]

@@ -149,7 +149,7 @@ def ablation(model, mdata: MuData, labels: Sequence[str]) -> pd.DataFrame:
     @torch.no_grad()
     def own(some_model):
         answer = Answer(some_model)
-        out = torch.cat([answer(*x, present=present) for x, present in answer.batches(mdata)])
+        out = torch.cat([answer(x, present) for x, present in answer.batches(mdata)])
         return out.numpy(force=True)[known, column[known]]
 
     whole, names = own(model), expert_names(model.config.model)

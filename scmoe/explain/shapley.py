@@ -14,21 +14,21 @@ METHODS = {
 }
 
 
-def explain(answer, mdata, method, background, own, budget, seed) -> list[np.ndarray]:
-    """Attributions by one of SHAP's explainers: per source `(n_cells, n_outputs, F)`.
+def explain(answer, mdata, method, background, own, budget, seed) -> np.ndarray:
+    """Attributions by one of SHAP's explainers: `(n_cells, n_outputs, F)`.
 
     Gradient: expected gradients (Erion et al. 2021). Permutation and Kernel ask the model alone;
     their background is a single average cell, the cheapest that they take. SHAP Deep is not among
     them: it has no rules for layer norm, attention and experts.
     """
-    x, n_features = torch.cat(answer.inputs(mdata), 1), sum(answer.widths)
+    x = answer.inputs(mdata)
     if method != "shap_gradient":
-        mean = torch.cat(answer.means(background)).cpu().numpy().astype(np.float64)[None]
+        mean = answer.mean(background).cpu().numpy().astype(np.float64)[None]
     elif background is None:
         raise ValueError(f"{method} draws from background cells: pass background=split.train")
     else:
-        reference = torch.cat(answer.inputs(background), 1)
-        sampler = shap.GradientExplainer(answer, reference, batch_size=max(budget, 50))
+        reference, size = answer.inputs(background), max(budget, 50)
+        sampler = shap.GradientExplainer(answer, reference, batch_size=size)
 
     @torch.no_grad()
     def ask(rows) -> np.ndarray:
@@ -36,7 +36,7 @@ def explain(answer, mdata, method, background, own, budget, seed) -> list[np.nda
         return torch.cat([answer(part) for part in rows.split(4096)]).double().cpu().numpy()
 
     def values_of(row):
-        """`(n_features,)`, or one column for each answer."""
+        """`(F,)`, or one column for each answer."""
         if method == "shap_gradient":
             ranked = 1 if own else None
             found = sampler.shap_values(row, nsamples=budget, rseed=seed, ranked_outputs=ranked)
@@ -48,7 +48,7 @@ def explain(answer, mdata, method, background, own, budget, seed) -> list[np.nda
             return ask(rows)[:, column]
 
         if method == "shap_permutation":
-            masker, calls = shap.maskers.Independent(mean, max_samples=1), budget * 2 * n_features
+            masker, calls = shap.maskers.Independent(mean, max_samples=1), budget * 2 * row.shape[1]
             explainer = shap.PermutationExplainer(answers, masker, seed=seed)
             return explainer(row, max_evals=calls + budget, batch_size=512, silent=True).values
         explainer = shap.KernelExplainer(answers, mean, silent=True)
@@ -58,8 +58,7 @@ def explain(answer, mdata, method, background, own, budget, seed) -> list[np.nda
     np.random.seed(seed)  # noqa: NPY002
     try:  # in a terminal, with a bar
         for row in tqdm(x.split(1), "explaining", unit="cell", leave=False, disable=None):
-            rows.append(np.reshape(values_of(row), (n_features, -1)).T)
+            rows.append(np.reshape(values_of(row), (x.shape[1], -1)).T)
     finally:
         np.random.set_state(state)  # noqa: NPY002
-    ends = np.cumsum(answer.widths)[:-1]
-    return [part.astype(np.float32) for part in np.split(np.stack(rows), ends, axis=2)]
+    return np.stack(rows).astype(np.float32)

@@ -68,7 +68,7 @@ def test_what_is_explained_is_what_the_model_answers(part):
     ):
         answer = Answer(model, **asked)
         with torch.no_grad():
-            found = torch.cat([answer(*x, present=has) for x, has in answer.batches(cells)])
+            found = torch.cat([answer(x, has) for x, has in answer.batches(cells)])
         assert np.allclose(found, expected, atol=1e-3)
 
 
@@ -93,13 +93,12 @@ def test_a_silent_expert_has_no_share():
 def test_gradients_are_those_of_finite_differences():
     model, cells, _ = fitted()
     answer = Answer(model, outputs=["type1"])
-    x, mean = answer.inputs(cells), answer.means()[1][3]
+    x, column = answer.inputs(cells), answer.widths[0] + 3
+    step = torch.zeros_like(x)
+    step[:, column] = 0.01
     with torch.no_grad():
-        up, down = ([x[0], x[1].clone(), x[2]] for _ in range(2))
-        up[1][:, 3] += 0.01
-        down[1][:, 3] -= 0.01
-        slope = (answer(*up) - answer(*down))[:, 0] / 0.02
-    expected = (slope * (x[1][:, 3] - mean)).numpy()
+        slope = (answer(x + step) - answer(x - step))[:, 0] / 0.02
+    expected = (slope * (x - answer.mean())[:, column]).numpy()
     found = explain.attribute(model, cells, outputs=["type1"]).values["protein"][:, 0, 3]
     assert np.median(np.abs(found - expected)) < 1e-2 * np.abs(expected).max()
 
@@ -122,9 +121,9 @@ def test_integrated_gradients_and_permutations_add_up_to_the_answer():
     for config, method in (("soft", "integrated_gradients"), ("", "shap_permutation")):
         model, split = whole(config)
         few, answer = split.test[:3], Answer(model.experts)
-        x, means = answer.inputs(few), answer.means()
+        x = answer.inputs(few)
         with torch.no_grad():
-            out, base = answer(*x), answer(*(mean[None] for mean in means))
+            out, base = answer(x), answer(answer.mean()[None])
         wanted = (out - base).gather(1, out.argmax(1, keepdim=True))[:, 0].numpy()
         told = explain.attribute(model.experts, few, method).flat[:, 0].sum(1)
         assert np.abs(told - wanted).max() < 0.02 * np.abs(wanted).mean(), method
@@ -133,9 +132,9 @@ def test_integrated_gradients_and_permutations_add_up_to_the_answer():
 def test_permutations_ask_the_network_ten_times_as_much_as_one_gradient(monkeypatch):
     rows, forward = [], Answer.forward
 
-    def counted(self, *x, **options):
-        rows.append(len(x[0]))
-        return forward(self, *x, **options)
+    def counted(self, x, *rest, **options):
+        rows.append(len(x))
+        return forward(self, x, *rest, **options)
 
     monkeypatch.setattr(Answer, "forward", counted)
     model, cells, background = fitted()
