@@ -60,14 +60,15 @@ def claim(
 
 @dataclass
 class Sentence:
-    """Markdown that a notebook shows, and that the book's other pages find under a name."""
+    """What a notebook shows, and other pages find under a name: Markdown, or a drawing."""
 
     data: str
     glue: str = ""
+    kind: str = "text/markdown"
 
     def _repr_mimebundle_(self, **_):
         known = {"scrapbook": {"name": self.glue, "mime_prefix": ""}} if self.glue else {}
-        return {"text/markdown": self.data, "text/plain": self.data}, known
+        return {self.kind: self.data, "text/plain": self.data}, known
 
 
 class _Text(str):

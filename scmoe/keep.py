@@ -48,8 +48,8 @@ def recover(path: str | os.PathLike) -> None:
     draft = _draft(Path(path))
     if draft.exists():
         swapping = (draft / "old").exists()  # a live one is about to put the new in place
-        with suppress(BlockingIOError, FileNotFoundError), _alone(Path(path), wait=swapping):
-            pass
+        with suppress(OSError), _alone(Path(path), wait=swapping):
+            pass  # else it is at work, gone by now, or not ours to change
 
 
 def _draft(path: Path) -> Path:

@@ -4,30 +4,19 @@ from __future__ import annotations
 
 import html
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
+
+from scmoe.claim import Sentence
 
 LABELS, WIDTH, ROW = 172, 340, 21  # of the drawing, in pixels: a phone shows it as it is
 COLOUR = "var(--pst-color-primary, #0a5f96)"  # of the page's theme; elsewhere the book's blue
 ACCENT = f'style="stroke:{COLOUR};fill:{COLOUR}"'
 
 
-@dataclass
-class Drawing:
-    """SVG that a notebook shows, and that the book's other pages find under a name."""
-
-    data: str
-    glue: str
-
-    def _repr_mimebundle_(self, **_):
-        known = {"scrapbook": {"name": self.glue, "mime_prefix": ""}} if self.glue else {}
-        return {"text/html": self.data}, known
-
-
 def draw(
     rows: Mapping[str, tuple[float, float, float]], axis: str, alt: str, glue: str = ""
-) -> Drawing:
+) -> Sentence:
     """Draw a dot and its 95 % interval for each row, on one axis with a line at 0.
 
     `rows` are label -> number, low, high, the ends NaN where they are not known; `alt` is what
@@ -54,9 +43,9 @@ def draw(
                 f'<text x="{x(value)}" y="{height + 17}" text-anchor="middle">{number}</text>'
             )
     marks.append(f'<text x="0" y="{height + 17}">{html.escape(axis)}</text>')
-    return Drawing(
+    drawing = (
         f'<svg class="intervals" role="img" aria-label="{html.escape(alt)}" width="{WIDTH}" '
         f'viewBox="0 0 {WIDTH} {height + 22}" fill="currentColor" stroke="none" font-size="12">'
-        f"{''.join(marks)}</svg>",
-        glue,
+        f"{''.join(marks)}</svg>"
     )
+    return Sentence(drawing, glue, "text/html")
