@@ -11,15 +11,6 @@ from scmoe.baselines.linear import Linear
 from scmoe.baselines.regression import PLS, KernelRidge, ReducedRank, Ridge
 
 __all__ = [
-    "PLS",
-    "CoordinateNeighbours",
-    "DiscriminantAnalysis",
-    "KMeans",
-    "KernelRidge",
-    "Leiden",
-    "Linear",
-    "LinearEnsemble",
-    "LogisticRegression",
-    "ReducedRank",
-    "Ridge",
-]
+    "PLS", "CoordinateNeighbours", "DiscriminantAnalysis", "KMeans", "KernelRidge", "Leiden",
+    "Linear", "LinearEnsemble", "LogisticRegression", "ReducedRank", "Ridge",
+]  # fmt: skip

@@ -5,13 +5,6 @@ from scmoe.explain.answer import complete
 from scmoe.explain.attribution import METHODS, PRIMARY, Explanation, attribute
 
 __all__ = [
-    "METHODS",
-    "PRIMARY",
-    "Explanation",
-    "attribute",
-    "complete",
-    "concepts",
-    "faithfulness",
-    "figures",
-    "routing",
-]
+    "METHODS", "PRIMARY", "Explanation", "attribute", "complete", "concepts", "faithfulness",
+    "figures", "routing",
+]  # fmt: skip

@@ -62,18 +62,15 @@ class Answer(nn.Module):
         self.outputs = known if outputs is None else [str(name) for name in outputs]
         self.columns = _index(known, self.outputs, "output")
 
-    def forward(self, x: Tensor, present: Tensor | None = None, linear: bool = True) -> Tensor:
-        """Answers `(B, K)`, or without `linear` what the experts alone contribute to them.
-
-        `present` `(B, M)` bool; default every source of every cell.
-        """
+    def forward(self, x: Tensor, present: Tensor | None = None) -> Tensor:
+        """Answers `(B, K)`; `present` is `(B, M)` bool, default every source of every cell."""
         z, present = self.scores(x, present)
         tell = self._groups if self.target is None else self._translation
         out = x.new_zeros(len(x), len(self.columns))
         for pattern in present.unique(dim=0):
             if subset := tuple(pattern.nonzero()[:, 0].tolist()):
                 rows = (present == pattern).all(1).nonzero()[:, 0]
-                told = tell([None if v is None else v[rows] for v in z], subset, linear)
+                told = tell([None if v is None else v[rows] for v in z], subset)
                 out = out.index_put((rows,), told)
         return out
 
@@ -93,17 +90,17 @@ class Answer(nn.Module):
         sizes = self.network.n_features
         return [None if v is None else v[None, :, :n] for v, n in zip(z, sizes, strict=True)]
 
-    def _groups(self, z: list, subset: tuple[int, ...], linear: bool) -> Tensor:
+    def _groups(self, z: list, subset: tuple[int, ...]) -> Tensor:
         w = self._weight()
         logs = z[subset[0]].new_zeros(len(z[subset[0]]), len(self.model.groups_))
         if w > 0:
             logs = logs + w * self._expert_groups(self.network_inputs(z), subset)
-        if linear and w < 1:
+        if w < 1:
             logs = logs + (1 - w) * self._linear_groups(z, subset)
         logs = logs + self._tensor(self.model.rare_)
         return (logs - logs.mean(1, keepdim=True))[:, self.columns]
 
-    def _translation(self, z: list, subset: tuple[int, ...], linear: bool) -> Tensor:
+    def _translation(self, z: list, subset: tuple[int, ...]) -> Tensor:
         names, total = self.model.modalities_, 0.0
         target, sources = names[self.target], [names[j] for j in subset]
         its = self.model.components_[target]
@@ -111,13 +108,13 @@ class Answer(nn.Module):
             w, told = self._weight(target, names[j]), z[j].new_zeros(len(z[j]), its.n_told)
             if w > 0:
                 told = told + w * self._expert_pair(z, j, its.n_told)
-            if linear and w < 1:
+            if w < 1:
                 told = told + (1 - w) * self._linear_pair(z[j], target, names[j])
             total = total + float(share) * told
         if isinstance(its, Features):
             return total[:, self.columns]
-        told = its.scale * total @ self._tensor(its.axes)[: its.n_told, self.columns]
-        return told + self._tensor(its.mean)[self.columns] if linear else told
+        axes, mean = self._tensor(its.axes)[: its.n_told], self._tensor(its.mean)
+        return its.scale * total @ axes[:, self.columns] + mean[self.columns]
 
     def _weight(self, *pair: str) -> float:
         """What the experts count for: in groups, or in one (target, source)."""

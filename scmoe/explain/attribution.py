@@ -48,8 +48,6 @@ class Explanation:
         and each expert of the last layer, of every member.
     """
 
-    method: str
-    target: str
     outputs: list[str]
     values: dict[str, np.ndarray]
     features: dict[str, pd.Index]
@@ -109,8 +107,7 @@ def attribute(
     target
         `"group"`, or a modality: then translations are explained.
     outputs
-        Groups, or features of the target modality. Default: each cell's own predicted group; all
-        features of the target modality.
+        Groups (default: each cell's own predicted one), or features of the target (default: all).
     source
         Modalities to read; default all but the target.
     background
@@ -142,8 +139,6 @@ def attribute(
     seconds = clock() - start
     inputs = torch.cat([x for x, _ in answer.batches(mdata)]).numpy(force=True)
     return Explanation(
-        method=method,
-        target=target,
         outputs=["own group"] if own else answer.outputs,
         values=answer.by_modality(values),
         features={m: model.transform_.features[m] for m in answer.modalities},

@@ -2,12 +2,11 @@
 
 A concept is a set of cells held against others: a state, a batch, a region of tissue, a window of
 pseudotime, or cells in which a programme of features is high. A linear probe on the tokens of one
-modality tells whether the concept can be read there (its accuracy on held-out cells), and in which
-direction (the concept activation vector, CAV). The derivative of a group's centred logit along that
-direction tells whether the network uses it. Tokens are taken before the experts of the last layer:
-what lies between there and the answer is not linear, so that cells can differ in their derivatives.
-The linear part has no tokens: logits here are the experts' own. Tokens of all members stand side by
-side.
+modality, all members' side by side, tells whether the concept can be read there (its accuracy on
+held-out cells), and in which direction (the concept activation vector, CAV). The derivative of a
+group's centred logit, the experts' own, along that direction tells whether the network uses it.
+Tokens are taken before the experts of the last layer: what lies between there and the answer is not
+linear, so that cells can differ in their derivatives.
 """
 
 from __future__ import annotations
@@ -102,24 +101,17 @@ def _beside(values) -> np.ndarray:
     return moved.reshape(*moved.shape[:-3], -1)
 
 
-def probes(
-    activations: np.ndarray, concepts: Sequence[Concept], seed: int = 0
-) -> tuple[np.ndarray, np.ndarray]:
+def probes(activations, concepts: Sequence[Concept], seed=0) -> tuple[np.ndarray, np.ndarray]:
     """Fit linear probes of concepts that the same cells take part in, on activations `(N, D)`.
 
     Ridge regression on membership, which for two classes has the direction of a discriminant; a
     cell shows the concept if it lies beyond the middle between the two classes. Coordinates are
-    standardised, all on the fitting cells.
+    standardised, all on the fitting cells. Each side of a concept needs `FEWEST` cells.
 
     Returns
     -------
     Balanced accuracy on held-out cells `(n_concepts,)`, and concept activation vectors of length
     one `(n_concepts, D)`, fitted to all cells.
-
-    Raises
-    ------
-    ValueError
-        When either side of a concept has fewer than `FEWEST` cells.
     """
     for c in concepts:
         if min(c.shows.sum(), c.lacks.sum()) < FEWEST:
@@ -130,9 +122,8 @@ def probes(
     cells = concepts[0].cells
     x = activations[cells].astype(np.float64)
     shows = np.stack([c.shows[cells] for c in concepts], 1)  # (n, C)
-    called = np.empty_like(shows)
-    folds = StratifiedKFold(5, shuffle=True, random_state=seed).split(x, shows[:, 0])
-    for train, test in folds:
+    called, folds = np.empty_like(shows), StratifiedKFold(5, shuffle=True, random_state=seed)
+    for train, test in folds.split(x, shows[:, 0]):
         vectors, middle = _directions(x[train], shows[train])
         called[test] = x[test] @ vectors.T > middle
     right = (called & shows).sum(0) / shows.sum(0), (~called & ~shows).sum(0) / (~shows).sum(0)

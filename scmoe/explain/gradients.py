@@ -58,17 +58,16 @@ def _gradient(answer, mean, x, present, choose) -> Tensor:
 
 def _expert_gradient(answer, mean, x, present, choose) -> Tensor:
     """The same, split: linear part, no expert, every expert."""
-    whole = answer(x.requires_grad_(), present)
     with captured(answer.network) as seen:
-        out = answer(x, present, linear=False)
+        out = answer(x.requires_grad_(), present)
     layer, shares = answer.network.layers[-1], []
-    for c in choose(whole):
+    for c in choose(out):
         through = x.new_zeros(len(share_names(answer)) - 1, *x.shape)
         for stream, at_tokens in zip(seen["stream"], _grad(out, seen["mixed"], c), strict=True):
             parts = _through_experts(layer, stream, at_tokens)
             for share, at_stream in zip(through, parts, strict=True):
                 share += _grad(stream, [x], at_stream)[0]
-        linear = _grad(whole, [x], c)[0] - sum(through)
+        linear = _grad(out, [x], c)[0] - sum(through)
         shares.append(torch.cat([linear[None], through]))
     return torch.stack(shares, 2) * _away(answer, mean, x, present)
 

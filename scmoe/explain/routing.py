@@ -25,9 +25,9 @@ N_PERMUTATIONS = 200
 
 
 def gates(routing: AnnData) -> np.ndarray:
-    """Gate weights of the last layer, `(n_cells, K, M, P, E)`; a token's sum to 1 in each member.
+    """Gate weights of the last layer, `(n_cells, K, M, P, E)`; 0 where a cell lacks the modality.
 
-    They are 0 where a cell lacks the modality.
+    A token's sum to 1 in each member.
     """
     last = (routing.var["layer"] == routing.var["layer"].max()).to_numpy()
     names = ("member", "modality", "patch", "expert")
@@ -46,14 +46,12 @@ def _of_first_member(routing: AnnData) -> dict[str, np.ndarray]:
     return {m: per_cell[:, i] for i, m in enumerate(routing.var["modality"].unique())}
 
 
-def usage(routing: AnnData, by: Sequence[str] | None = None) -> pd.DataFrame:
-    """Share of gate weight that each expert has, by modality and label.
+def usage(routing: AnnData, by: Sequence[str]) -> pd.DataFrame:
+    """Share of gate weight by (modality, label) × expert; a row sums to 1.
 
-    Rows (modality, label), columns the experts; a row sums to 1. `by` has a label per cell, such as
-    its group; default one label, "all".
+    `by` has a label per cell, such as its group.
     """
-    by = np.full(routing.n_obs, "all") if by is None else np.asarray(by, str)
-    rows = {}
+    by, rows = np.asarray(by, str), {}
     for modality, per_cell in _of_first_member(routing).items():
         for label in sorted(set(by)):
             total = per_cell[by == label].sum(0)
@@ -134,13 +132,10 @@ def without_expert(model, expert: int):
 
 
 def ablation(model, mdata: MuData, labels: Sequence[str]) -> pd.DataFrame:
-    """What each group loses when an expert is silenced.
+    """What each group loses when an expert is silenced: group × expert (of every member).
 
-    Returns
-    -------
-    Group × expert (of every member): mean drop of the true group's centred logit (see
-    `scmoe.explain.answer`) over the group's cells; negative where they are better off without the
-    expert. Groups that the model does not know are left out.
+    Mean drop of the true group's centred logit (see `scmoe.explain.answer`) over the group's cells;
+    negative where they are better off. Groups that the model does not know are left out.
     """
     labels = np.asarray(labels, str)
     column = pd.Index(model.groups_).get_indexer(labels)
