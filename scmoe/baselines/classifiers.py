@@ -98,14 +98,9 @@ class Classifier:
 class LinearGroups(OnComponents):
     """Group identification by linear maps of principal components.
 
-    Parameters
-    ----------
-    fusion
-        ``late``: one classifier a modality (and head); their log-probabilities are summed with
-        non-negative weights. ``early``: one classifier of all components side by side, each
-        modality with a weight of its own.
-    modalities, seed
-        As for every baseline; one modality needs no fusion.
+    With ``late`` fusion, one classifier a modality (and head); their log-probabilities are summed
+    with non-negative weights. With ``early``, one classifier of all components side by side, each
+    modality with a weight of its own. One modality needs no fusion.
     """
 
     n_components = max(N_COMPONENTS)

@@ -111,8 +111,8 @@ def attribute(
     source
         Modalities to read; default all but the target.
     background
-        Training cells that say what a typical cell is. SHAP Gradient draws from them; the
-        other methods use their mean, for which the training mean that the model stores will do.
+        Training cells that say what a typical cell is. SHAP Gradient draws from them; the others
+        use their mean, for which the training mean that the model stores will do.
     budget
         Steps (integrated gradients), samples (SHAP Gradient), permutations (SHAP Permutation) or
         coalitions (SHAP Kernel) per cell.

@@ -44,15 +44,9 @@ class SparseRows:
 class Cells:
     """All cells of a split on one device.
 
-    Parameters
-    ----------
-    matrices
-        Per modality a dense array or CSR matrix ``(N, F_m)``, or ``None`` when not handed over.
-        Rows of cells that lack the modality are ignored, whatever stands there.
-    present
-        ``(N, M)`` bool.
-    labels
-        ``(N,)`` group numbers, -1 where unknown, or ``None``.
+    ``matrices`` has for each modality a dense array or CSR matrix ``(N, F_m)``, or ``None`` when
+    not handed over; rows of cells that lack the modality, by ``present`` ``(N, M)`` bool, are
+    ignored, whatever stands there. ``labels`` are ``(N,)`` group numbers, -1 where unknown.
     """
 
     def __init__(self, matrices: list, present: np.ndarray, labels=None, device="cpu"):

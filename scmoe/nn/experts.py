@@ -33,7 +33,7 @@ class Experts(nn.Module):
     """Sparse mixture of two-layer perceptrons ``d -> hidden -> d`` with GELU.
 
     No token is dropped, whatever the router does. Under autocast the products run in its type and
-    the parameters keep theirs.
+    the parameters keep theirs. ``backend`` is "auto" (by :func:`fastest`), or one of ``BACKENDS``.
 
     Parameters
     ----------
@@ -42,10 +42,6 @@ class Experts(nn.Module):
         ``sqrt(out features)`` too small; biases zero.
     members
         K, each with ``n_experts`` experts of its own: all are one grouped product.
-
-    Attributes
-    ----------
-    backend : "auto" (by :func:`fastest`), or one of ``BACKENDS``.
     """
 
     def __init__(

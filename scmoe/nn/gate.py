@@ -31,8 +31,6 @@ class Router(nn.Module):
 
     Parameters
     ----------
-    d, n_experts, top_k
-        Token width, number of experts, experts per token.
     router_of
         Router of each modality, length M; two modalities with the same number share one.
     fan_in_experts

@@ -42,16 +42,8 @@ class Encoded(NamedTuple):
 class Network(nn.Module):
     """K sparse mixture-of-experts transformers over patches of several modalities.
 
-    The members share nothing but the batch they are computed in.
-
-    Parameters
-    ----------
-    config
-        Sizes and switches.
-    n_features
-        Inputs of each modality, in the order of the modalities.
-    n_groups
-        Groups to be told apart.
+    The members share nothing but the batch they are computed in. ``n_features`` are the inputs of
+    each modality.
     """
 
     def __init__(self, config: ModelConfig, n_features: list[int], n_groups: int):
@@ -102,13 +94,11 @@ class Network(nn.Module):
             mask = None if whole else self._mask(present, view)
         return self._attend(embedded, present, mask)
 
-    def encode_both(
-        self, x: list[Tensor], shown: Tensor, present: Tensor
-    ) -> tuple[Encoded, Encoded]:
+    def encode_both(self, x: list, shown: Tensor, present: Tensor) -> tuple[Encoded, Encoded]:
         """Joint view of the modalities ``shown`` and alone view of those ``present``, in one pass.
 
-        Both ``(K, B, M)`` bool. The batch is doubled and a block attention mask keeps the views
-        apart; without attention one view is both.
+        ``x`` as of :meth:`encode`, the others ``(K, B, M)`` bool. The batch is doubled and a block
+        attention mask keeps the views apart; without attention one view is both.
         """
         embedded, present = self.tokens(x, present)
         shown = shown & present
