@@ -141,16 +141,16 @@ def test_saving_overwrites_models_only(model, tmp_path, made):
 
 
 def test_a_model_that_cannot_be_put_in_its_place_leaves_the_old_one(model, tmp_path, monkeypatch):
-    path, rename = tmp_path / "model", os.rename
+    path, replace = tmp_path / "model", os.replace
     model.save(path)
     before = {file.name: file.read_bytes() for file in path.iterdir()}
 
     def fail(source, target):
         if source.name == "new":
             raise OSError(errno.ENOSPC, "disk full")
-        return rename(source, target)
+        return replace(source, target)
 
-    monkeypatch.setattr(os, "rename", fail)
+    monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(OSError, match="disk full"):
         model.save(path, overwrite=True)
     assert {file.name: file.read_bytes() for file in path.iterdir()} == before
