@@ -5,21 +5,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Backbone:
-    """Modules in order, signed regulation between them, and the ways cells can go.
+    """Modules, named by their stage and a number, how they regulate, and the ways cells can go."""
 
-    A module is named by its stage and a number. A path lists (milestone, module whose activation
-    marks it); `share` is the part of the target genes that each stage drives; `silent` names, for
-    each path, the modules that stay off on it; `rivals` compete on equal terms and by chance, so
-    they share their kinetics and are made of few molecules; cells, late by the time that takes
-    them, are followed for `linger` hours past the last milestone.
-    """
-
-    edges: tuple[tuple[str, str, int], ...]
-    paths: tuple[tuple[tuple[str, str], ...], ...]
-    share: dict[str, float]
-    silent: tuple[tuple[str, ...], ...] = ((),)
-    rivals: tuple[str, ...] = ()
-    linger: float = 0.0
+    edges: tuple[tuple[str, str, int], ...]  # regulator, target, sign
+    paths: tuple[tuple[tuple[str, str], ...], ...]  # milestones, the module that marks each
+    share: dict[str, float]  # of the target genes that each stage drives
+    silent: tuple[tuple[str, ...], ...] = ((),)  # modules that stay off on each path
+    rivals: tuple[str, ...] = ()  # compete by chance: equal kinetics, few molecules
+    linger: float = 0.0  # hours past the last milestone, for cells that the contest made late
 
     @property
     def modules(self) -> list[str]:
@@ -37,14 +30,9 @@ def _chain(*names: str) -> list[tuple[str, str, int]]:
 
 def _exclusive(*arms: list[str]) -> list[tuple[str, str, int]]:
     """The head of each arm keeps itself on, and all other arms off: a cell ends up in one."""
+    others = [(arm, other) for arm in arms for other in arms if other is not arm]
     edges = [(arm[0], arm[0], 1) for arm in arms]
-    return edges + [
-        (arm[0], module, -1)
-        for arm in arms
-        for other in arms
-        if other is not arm
-        for module in other
-    ]
+    return edges + [(arm[0], module, -1) for arm, other in others for module in other]
 
 
 def _linear() -> Backbone:

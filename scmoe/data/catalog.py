@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 import pandas as pd
@@ -41,17 +42,14 @@ class Dataset:
 
     `files_by_modality` are names below `folder`, in the order of modalities: one file with all
     cells, or a training and a test file (dyngen: such a pair per fold, shared by its modalities).
-    `n_cells` and `n_features` are those of the complete set, so
-    that a smaller file can be called an excerpt; `kinds` says what the values are where that is
-    known (see `scmoe.data.transform.KINDS`; a modality left out is recognised from its values);
-    `notes` are known circularities that no split can undo.
+    Sizes are those of the complete set.
     """
 
     name: str
     title: str
     folder: str
     files_by_modality: Mapping[str, tuple[str, ...]]
-    kinds: Mapping[str, str]
+    kinds: Mapping[str, str]  # what the values are; a modality left out is recognised
     label_key: str
     n_cells: int
     n_features: Mapping[str, int]
@@ -59,7 +57,7 @@ class Dataset:
     folds: tuple
     source: str
     licence: str = LICENCE
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()  # known circularities that no split can undo
     collection: str = COLLECTION  # the folder below the data root that holds `folder`
     address: str | None = None  # where files lie that are not on Zenodo
     pinned: Mapping[str, tuple] = field(default_factory=dict)  # size and sha256, where known
@@ -72,12 +70,11 @@ class Dataset:
     @property
     def files(self) -> tuple[str, ...]:
         """All the data set's files."""
-        names = [name for group in self.files_by_modality.values() for name in group]
-        return tuple(dict.fromkeys(names))
+        return tuple(dict.fromkeys(chain.from_iterable(self.files_by_modality.values())))
 
     @property
     def n_folds(self) -> int:
-        """Number of stratified folds, where there are such."""
+        """Number of stratified folds."""
         return sum(isinstance(fold, int) for fold in self.folds)
 
     def place(self, root: str | os.PathLike | None = None) -> Path:
@@ -205,18 +202,10 @@ def data_root(root: str | os.PathLike | None = None) -> Path:
     return Path(root or os.environ.get("SCMOE_DATA") or "data")
 
 
-def missing_files(dataset: Dataset, root: str | os.PathLike | None = None) -> list[Path]:
-    """The files of a data set that are not below the data root."""
-    folder = dataset.place(root)
-    return [folder / name for name in dataset.files if not (folder / name).is_file()]
-
-
 def list_datasets(root: str | os.PathLike | None = None) -> pd.DataFrame:
-    """The data sets, one row each, and whether their files are below the data root.
+    """The data sets, one row each, and in column `available` whether their files are here.
 
-    Returns
-    -------
-    Table with columns name, cells, modalities, features, labels, folds, licence, available.
+    The others are name, cells, modalities, features, labels, folds, licence.
     """
     rows = [
         {
@@ -227,7 +216,7 @@ def list_datasets(root: str | os.PathLike | None = None) -> pd.DataFrame:
             "labels": f"{d.label_key} ({d.n_groups})",
             "folds": ", ".join(str(fold) for fold in d.folds),
             "licence": d.licence,
-            "available": not missing_files(d, root),
+            "available": all((d.place(root) / name).is_file() for name in d.files),
         }
         for d in DATASETS.values()
     ]

@@ -38,8 +38,7 @@ class Cells:
     @classmethod
     def of(cls, mdata: MuData) -> Cells:
         """The cells of a MuData, not copied."""
-        obsm = {key: mdata.obsm[key] for key in mdata.obsm if key not in mdata.mod}
-        return cls(mdata.obs, dict(mdata.mod), obsm, mdata.uns)
+        return cls(mdata.obs, dict(mdata.mod), annotation(mdata), mdata.uns)
 
     def take(self, parts: Sequence[np.ndarray], label_key: str | None) -> list[MuData]:
         """One MuData per part (positions in `obs`), in memory; a file is read once for all.
@@ -60,18 +59,16 @@ class Cells:
             uns = {"kind": adata.uns["kind"]} if "kind" in adata.uns else None
             for mod, X, its in zip(mods, cut, rows, strict=True):
                 mod[name] = AnnData(X, adata.obs.iloc[its].copy(), adata.var.copy(), uns)
-        return [self._part(part, mod, label_key) for part, mod in zip(parts, mods, strict=True)]
-
-    def _part(self, part: np.ndarray, mod: dict[str, AnnData], label_key: str | None) -> MuData:
-        mdata = make_mudata(mod, self.obs.iloc[part])
+        obs, made = self.obs, []
         if label_key is not None:
-            labels = as_text(self.obs[label_key])[mdata.obs_names]
-            mdata.obs[label_key] = pd.Categorical(labels)
-        part = part[self.obs.index[part].isin(mdata.obs_names)]
-        for key, values in self.obsm.items():
-            mdata.obsm[key] = getattr(values, "iloc", values)[part]
-        mdata.uns.update(self.uns)
-        return mdata
+            obs = obs.assign(**{label_key: as_text(obs[label_key])})
+        for part, mod in zip(parts, mods, strict=True):
+            obsm = {key: getattr(value, "iloc", value)[part] for key, value in self.obsm.items()}
+            mdata = make_mudata(mod, obs.iloc[part], obsm, uns=self.uns)
+            if label_key is not None:
+                mdata.obs[label_key] = pd.Categorical(mdata.obs[label_key])
+            made.append(mdata)
+        return made
 
 
 @contextmanager
@@ -84,31 +81,40 @@ def quiet():
         yield
 
 
-def make_mudata(mod: Mapping[str, AnnData], obs: pd.DataFrame | None = None) -> MuData:
+def make_mudata(
+    mod: Mapping[str, AnnData], obs: pd.DataFrame | None = None, obsm=(), obsp=(), uns=()
+) -> MuData:
     """A MuData of these modalities, which are not copied unless cells have to change places.
 
-    `obs` gives the cells' order and annotation; cells that no modality has are left out.
+    `obs` gives the cells' order and annotation, `obsm` and `obsp` what else there is of them;
+    cells that no modality has are left out.
     """
     with quiet():
         mdata = MuData(dict(mod))
-        if obs is not None:
-            if not mdata.obs_names.equals(obs.index):
-                mdata = mdata[obs.index[obs.index.isin(mdata.obs_names)]].copy()
-                obs = obs.loc[mdata.obs_names]
-            mdata.obs = obs.copy()
+        if obs is None:
+            return mdata
+        rows = np.flatnonzero(obs.index.isin(mdata.obs_names))
+        if not mdata.obs_names.equals(obs.index):
+            mdata = mdata[obs.index[rows]].copy()
+            obs = obs.loc[mdata.obs_names]
+        mdata.obs = obs.copy()
+    for key, value in dict(obsm).items():
+        mdata.obsm[key] = getattr(value, "iloc", value)[rows]
+    for key, value in dict(obsp).items():
+        mdata.obsp[key] = value[rows][:, rows]
+    mdata.uns.update(uns)
     return mdata
+
+
+def annotation(mdata: MuData) -> dict[str, np.ndarray]:
+    """What `mdata.obsm` has besides the masks of who has which modality."""
+    return {key: value for key, value in mdata.obsm.items() if key not in mdata.mod}
 
 
 def keep(mdata: MuData, modalities: Sequence[str]) -> MuData:
     """The same cells with these modalities only, in this order; nothing is copied."""
-    kept = make_mudata({name: mdata.mod[name] for name in modalities}, mdata.obs)
-    rows = mdata.obs_names.get_indexer(kept.obs_names)
-    for key in set(mdata.obsm) - set(mdata.mod):
-        kept.obsm[key] = getattr(mdata.obsm[key], "iloc", mdata.obsm[key])[rows]
-    for key in mdata.obsp:
-        kept.obsp[key] = mdata.obsp[key][rows][:, rows]
-    kept.uns.update(mdata.uns)
-    return kept
+    mod = {name: mdata.mod[name] for name in modalities}
+    return make_mudata(mod, mdata.obs, annotation(mdata), mdata.obsp, mdata.uns)
 
 
 def prefixed(mdata: MuData) -> Iterator[tuple[str, pd.Series]]:

@@ -95,12 +95,8 @@ def check(
 
     Returns
     -------
-    What is unusual but can be worked with, a sentence each.
-
-    Raises
-    ------
-    DataError
-        At the first fault; it names modality, key and remedy.
+    What is unusual but can be worked with, a sentence each. At the first fault that cannot, a
+    DataError names modality, key and remedy.
     """
     expect_mudata(mdata)
     names = select_modalities(mdata, modalities)

@@ -6,17 +6,17 @@ way. Promoters are regulated by thermodynamic binding; molecules are made and lo
 are captured along the way and measured with noise. Units of time are hours.
 """
 
-import warnings
 from dataclasses import dataclass
 from itertools import pairwise
 from math import ceil, log
 
-import mudata as md
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+from mudata import MuData
 
 from scmoe.data.backbones import BACKBONES, Backbone
+from scmoe.data.cells import make_mudata
 from scmoe.data.instruments import MODALITIES, SETTINGS, measure
 
 STEP = 0.25  # hours; the fastest half-life, that of splicing, is five times as long
@@ -27,9 +27,6 @@ BINDING = 0.35  # protein of half binding, as a share of the regulator's highest
 COOPERATIVITY = 2  # Hill coefficient of binding
 FEW = 8  # times fewer transcripts of rival genes than of others: noise that decides early
 DIFFERS_LOG2 = 1.0  # a feature truly differs where its group means are a factor of two apart
-
-
-# --- the network --------------------------------------------------------------------------------
 
 
 @dataclass
@@ -56,9 +53,8 @@ class Network:
     def activity(self, protein: np.ndarray) -> np.ndarray:
         """Chance that each promoter is active, `(n_genes, n)`, given proteins `(n_genes, n)`.
 
-        Every site is bound independently with odds (protein / half binding) ** cooperativity; a
-        promoter is active when an activator sits on it, or at its basal rate when none does, and
-        no repressor.
+        Sites are bound independently, with odds (protein / half binding) ** cooperativity. Active
+        is a promoter with an activator, or at its basal rate without one, and with no repressor.
         """
         level = protein[self.regulators] / (BINDING * self.ceiling[self.regulators])
         log_free = np.log1p(level**COOPERATIVITY)
@@ -126,27 +122,18 @@ def _network(n_genes: int, backbone: Backbone, rng: np.random.Generator) -> Netw
     sites[(edges.sign < 0).astype(int), row, column] = edges.sites
     basal = _basal(genes, sites[0].any(1), rng)
 
-    def around(centre: float, sd: float) -> np.ndarray:
-        return centre * np.exp(sd * rng.standard_normal(n_genes))
-
     # Per hour; half-lives of 1.25, 2.5 and 5 hours. Levels are those of dyngen's reference output.
-    drawn = [
-        (14.0, 0.3),
-        (log(2) / 1.25, 0.15),
-        (log(2) / 2.5, 0.2),
-        (200.0, 0.2),
-        (log(2) / 5, 0.2),
-    ]
-    rates = np.array([around(*centre_and_sd) for centre_and_sd in drawn])
+    centres = 14.0, log(2) / 1.25, log(2) / 2.5, 200.0, log(2) / 5
+    sds = 0.3, 0.15, 0.2, 0.2, 0.2
+    rates = np.array(
+        [c * np.exp(sd * rng.standard_normal(n_genes)) for c, sd in zip(centres, sds, strict=True)]
+    )
     rivals = genes.index.get_indexer([f"{module}_TF1" for module in backbone.rivals])
     rates[:, rivals] = rates[:, rivals[:1]]
     rates[0, rivals] /= FEW
     rates[3, rivals] *= FEW  # as much protein from fewer transcripts
     columns = np.vstack([basal, rates]).astype(np.float32)[:, :, None]
     return Network(genes, edges, regulators, *sites, *columns)
-
-
-# --- dynamics -----------------------------------------------------------------------------------
 
 
 def _advance(net: Network, state: np.ndarray, active: np.ndarray, rng=None) -> None:
@@ -177,7 +164,8 @@ def _gold_standard(net: Network, backbone: Backbone):
     """Noise-free development along every path.
 
     Returns the states `(n_steps, n_paths, 4, n_genes)` with accessibility first, and per path the
-    steps at which its milestones are reached.
+    steps at which its milestones are reached: where their markers, one after the other, first rise
+    above half binding.
     """
     n_genes, n_paths = len(net.genes), len(backbone.paths)
     allowed = np.ones((n_genes, n_paths), np.float32)
@@ -189,22 +177,18 @@ def _gold_standard(net: Network, backbone: Backbone):
         active = net.activity(state[2]) * allowed
         _advance(net, state, active)
         states.append(np.concatenate([active[None], state]).transpose(2, 0, 1))
-    states = np.stack(states)
-    return states, [_milestone_steps(net, states[:, i], p) for i, p in enumerate(backbone.paths)]
-
-
-def _milestone_steps(net: Network, states: np.ndarray, path) -> list[int]:
-    """First upward crossings of half binding by each milestone's marker, one after the other."""
-    steps = []
-    for milestone, module in path:
-        gene = net.genes.index.get_loc(f"{module}_TF1")
-        on = states[:, 3, gene] > BINDING * net.ceiling[gene]
-        rises = np.flatnonzero(on[1:] & ~on[:-1]) + 1
-        later = rises[rises > (steps[-1] if steps else -1)]
-        if not len(later):
-            raise RuntimeError(f"simulated network never reaches milestone {milestone}")
-        steps.append(int(later[0]))
-    return steps
+    states, milestones = np.stack(states), []
+    for path, stops in enumerate(backbone.paths):
+        steps = [-1]
+        for milestone, module in stops:
+            gene = net.genes.index.get_loc(f"{module}_TF1")
+            on = states[:, path, 3, gene] > BINDING * net.ceiling[gene]
+            rises = np.flatnonzero(on[1:] & ~on[:-1]) + 1
+            if not (rises > steps[-1]).any():
+                raise RuntimeError(f"simulated network never reaches milestone {milestone}")
+            steps.append(int(rises[rises > steps[-1]][0]))
+        milestones.append(steps[1:])
+    return states, milestones
 
 
 def _capture(net: Network, rng, n_cells: int, window: tuple[int, int]):
@@ -238,14 +222,10 @@ def _capture(net: Network, rng, n_cells: int, window: tuple[int, int]):
     return truth, trajectory, step
 
 
-# --- truth about cells and features -------------------------------------------------------------
+def _place(net: Network, backbone: Backbone, gold, milestones, truth: np.ndarray) -> pd.DataFrame:
+    """Find each cell's nearest point, by the TFs' molecules, on the noise-free paths.
 
-
-def _landmarks(net: Network, backbone: Backbone, gold, milestones):
-    """Points along the noise-free paths, with their names.
-
-    Returns the TFs' molecules `(n_points, 3 * n_tf)`, each scaled to its maximum, that maximum,
-    and per point the milestones around it, the progress from one to the other and pseudotime.
+    Gives the milestones around it, the progress from one to the other, and pseudotime.
     """
     molecules = gold[:, :, 1:, net.regulators]
     scale = molecules.max((0, 1)) + 1e-6
@@ -262,27 +242,11 @@ def _landmarks(net: Network, backbone: Backbone, gold, milestones):
                 {"label": label, "pseudotime": pseudotime, "from": source, "to": target,
                  "progress": progress}
             )  # fmt: skip
-    return np.concatenate(points), scale, pd.concat(map(pd.DataFrame, names), ignore_index=True)
-
-
-def _place(net: Network, truth: np.ndarray, points, scale, names: pd.DataFrame) -> pd.DataFrame:
-    """Find the landmark nearest to each cell (squared Euclidean), block by block."""
-    nearest = []
+    points, nearest = np.concatenate(points), []
     for block in np.array_split(truth[1:], ceil(truth.shape[1] / 2000), axis=1):
         cells = (block[:, :, net.regulators].transpose(1, 0, 2) / scale).reshape(block.shape[1], -1)
         nearest.append(((points**2).sum(1) - 2 * cells @ points.T).argmin(1))
-    return names.iloc[np.concatenate(nearest)]
-
-
-def _differing(truth: np.ndarray, labels: pd.Series, names: pd.Index) -> pd.DataFrame:
-    """Which features' noise-free means differ between groups, by modality."""
-    groups = [truth[:, (labels == g).to_numpy()].mean(1) for g in sorted(labels.unique())]
-    floor = np.array([0.05, 0.5, 0.5, 500.0])[:, None]  # below this nothing would be measured
-    means = np.log2(np.stack(groups) + floor)
-    return pd.DataFrame((np.ptp(means, axis=0) > DIFFERS_LOG2).T, index=names, columns=MODALITIES)
-
-
-# --- the user's function ------------------------------------------------------------------------
+    return pd.concat(map(pd.DataFrame, names), ignore_index=True).iloc[np.concatenate(nearest)]
 
 
 def simulate_dyngen(
@@ -291,15 +255,13 @@ def simulate_dyngen(
     backbone: str = "linear",
     seed: int = 0,
     setting: str = "default",
-) -> md.MuData:
+) -> MuData:
     """Simulate cells with chromatin accessibility, pre-mRNA, mRNA and protein of the same genes.
 
     Parameters
     ----------
-    n_cells
-        Cells captured, evenly over the time of development.
-    n_genes
-        Features of each of the four modalities.
+    n_cells, n_genes
+        Cells captured, evenly over the time of development; features of each modality.
     backbone
         `"linear"`, `"bifurcating"`, `"converging"`, `"cycle"` or `"trifurcating"`.
     seed
@@ -339,25 +301,21 @@ def simulate_dyngen(
     end = max(steps[-1] for steps in milestones) + int(plan.linger / STEP)
     window = min(steps[0] for steps in milestones), end
     truth, trajectory, step = _capture(net, rng, n_cells, window)
-    cells = _place(net, truth, *_landmarks(net, plan, gold, milestones))
+    cells = _place(net, plan, gold, milestones, truth)
     cells.index = [f"cell{i + 1}" for i in range(n_cells)]
     cells["trajectory"], cells["hour"] = trajectory, step * STEP
-    measured = measure(truth, SETTINGS[setting], rng)
+    floor = np.array([0.05, 0.5, 0.5, 500.0])[:, None]  # below this nothing would be measured
+    groups = [truth[:, (cells.label == g).to_numpy()].mean(1) for g in sorted(set(cells.label))]
+    differs = np.ptp(np.log2(np.stack(groups) + floor), axis=0) > DIFFERS_LOG2
 
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "var_names are not unique")  # a gene in four modalities
-        mdata = md.MuData(
-            {
-                m: AnnData(X, obs=cells[[]].copy(), var=net.genes[[]].copy())
-                for m, X in measured.items()
-            }
-        )
+    measured = measure(truth, SETTINGS[setting], rng)
+    mdata = make_mudata({m: AnnData(X, cells[[]], net.genes[[]]) for m, X in measured.items()})
     mdata.obs["label"] = pd.Categorical(cells.label)
     mdata.obs["pseudotime"] = cells.pseudotime
     mdata.uns["truth"] = {
         "edges": net.edges,
         "genes": net.genes,
-        "differs": _differing(truth, cells.label, net.genes.index),
+        "differs": pd.DataFrame(differs.T, index=net.genes.index, columns=MODALITIES),
         "cells": cells,
     }
     return mdata

@@ -11,18 +11,15 @@ import hashlib
 import os
 import re
 import shutil
-import sys
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 
 import h5py
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from scmoe.data.catalog import DATASETS, Dataset
-from scmoe.data.check import DataError, expect, near
+from scmoe.data.check import expect_known
 from scmoe.data.download import FetchError, Http
 from scmoe.data.unpack import is_archive, unpack
 from scmoe.keep import DAMAGED, read_json, write_json
@@ -62,32 +59,19 @@ def fetch(
         "dyngen", "dbitseq", "patchseq", "atacseq" or "mop".
     root
         Folder that holds `UnitedNet_NatComm_data/`; default `$SCMOE_DATA`, then `data/`.
-    yes
-        Download without asking.
+    yes, progress
+        Download without asking; show a bar for each file.
     url
         Address of Zenodo's API, or of mop's folder; default the public one, or `$SCMOE_ZENODO_URL`.
-    progress
-        Show a bar for each file.
     http
         Time-outs and retries.
 
     Returns
     -------
-    The folder with the files.
-
-    Raises
-    ------
-    DataError
-        No such data set.
-    FetchError
-        Declined, not there, wrong checksum, unusable archive, or too little space.
+    The folder with the files. A FetchError where it was declined, is not there, has a wrong
+    checksum or an unusable archive.
     """
-    if name not in DATASETS:
-        raise DataError(
-            f"no data set '{name}'; there are: {', '.join(DATASETS)}{near(name, DATASETS)}"
-        )
-    expect(isinstance(yes, bool), "yes", yes, "True or False")
-    expect(http is None or isinstance(http, Http), "http", http, "an Http, or None")
+    expect_known("name", name, DATASETS)
     dataset, http = DATASETS[name], http or Http()
     folder = dataset.place(root)
     if not (wanted := _wanted(dataset, folder)):
@@ -103,7 +87,9 @@ def fetch(
         url = (url or os.environ.get("SCMOE_ZENODO_URL") or ZENODO).rstrip("/")
         remote = read_record(f"{url}/records/{RECORD}", http)
     _ask(dataset, _choose(dataset, wanted, remote), url, folder, yes)
-    with _alone(folder.parent) as place:
+    place = folder.parent / ".download"
+    place.mkdir(parents=True, exist_ok=True)
+    with FileLock(place / "lock"):
         if wanted := _wanted(dataset, folder):  # another process may have been here meanwhile
             _download(dataset, _choose(dataset, wanted, remote), folder, place, http, progress)
     return folder
@@ -111,26 +97,17 @@ def fetch(
 
 def is_from_zenodo(path: Path) -> bool:
     """Tell whether a file is, byte for byte, one that `fetch` got from Zenodo."""
-    note = read_note(path.parent)
-    return note.get("source") == "zenodo" and _unchanged(path, note["files"].get(path.name))
+    noted = read_note(path.parent).get(path.name)
+    return noted is not None and noted["from"] == DOI and _unchanged(path, noted)
 
 
-def read_note(folder: Path) -> dict:
-    """Read what `fetch` noted beside the files; empty where there is nothing that can be read."""
+def read_note(folder: Path) -> dict[str, dict]:
+    """What `fetch` noted of its files here, by name; empty where nothing can be read."""
     try:
         note = read_json(folder / NOTE)
-        return note if all(isinstance(entry, dict) for entry in note["files"].values()) else {}
+        return note if all({"md5", "from"} <= its.keys() for its in note.values()) else {}
     except (OSError, *DAMAGED):
         return {}
-
-
-def write_note(folder: Path, source: str, address: str, files: dict[str, dict]) -> None:
-    """Note files in a folder, keeping what was noted before from the same source."""
-    old = read_note(folder)
-    kept = old["files"] if old.get("source") == source else {}
-    when = datetime.now(UTC).isoformat(timespec="seconds")
-    note = {"source": source, "address": address, "fetched": when, "files": kept | files}
-    write_json(folder / NOTE, note)
 
 
 def read_record(url: str, http: Http) -> list[RemoteFile]:
@@ -142,11 +119,11 @@ def read_record(url: str, http: Http) -> list[RemoteFile]:
         try:
             links = item["links"]
             file = RemoteFile(item["key"], int(item["size"]), item["checksum"], links["self"])
-            fits = CHECKSUM.fullmatch(file.checksum) and _basename(file.key) and file.size >= 0
+            fits = CHECKSUM.fullmatch(file.checksum) and file.size >= 0 and _basename(file.key)
+            if not fits or not isinstance(file.url, str):
+                raise ValueError("its checksum, size, name or address")
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise FetchError(f"{url} lists a file without {error}: {item}") from error
-        if not fits or not isinstance(file.url, str):
-            raise FetchError(f"{url} lists a file of no such checksum, size or address: {item}")
+            raise FetchError(f"{url} lists a file that cannot be ({error}): {item}") from error
         files.append(file)
     if not files:
         raise FetchError(f"{url} lists no files; is the record open?")
@@ -158,20 +135,15 @@ def _hash(path: Path, algorithm: str) -> str:
         return hashlib.file_digest(file, algorithm).hexdigest()
 
 
-def _unchanged(path: Path, noted: dict | None) -> bool:
-    known = noted is not None and path.is_file() and path.stat().st_size == noted.get("size")
-    return known and _hash(path, "md5") == noted.get("md5")
+def _unchanged(path: Path, noted: dict) -> bool:
+    return path.is_file() and _hash(path, "md5") == noted["md5"]
 
 
 def _wanted(dataset: Dataset, folder: Path) -> list[str]:
     """Files that are absent, or were fetched and have changed since."""
-    noted = read_note(folder).get("files", {})
-
-    def whole(name: str) -> bool:
-        path = folder / name
-        return _unchanged(path, noted[name]) if name in noted else path.is_file()
-
-    return [name for name in dataset.files if not whole(name)]
+    noted, names = read_note(folder), dataset.files
+    changed = [n for n in names if n in noted and not _unchanged(folder / n, noted[n])]
+    return [n for n in names if n in changed or not (folder / n).is_file()]
 
 
 def _basename(name: str) -> str:
@@ -181,8 +153,7 @@ def _basename(name: str) -> str:
 def _best(name: str, folder: str, candidates: Iterable[str]) -> str | None:
     """Which path of several is this file: the one in the data set's folder, or the only one."""
     found = [path for path in candidates if _basename(path) == name]
-    inside = [path for path in found if folder in path.replace("\\", "/").split("/")[:-1]]
-    found = inside or found
+    found = [path for path in found if folder in PurePosixPath(path).parts] or found
     if len(found) > 1:
         raise FetchError(f"several files could be {folder}/{name}: {', '.join(sorted(found))}")
     return found[0] if found else None
@@ -204,40 +175,15 @@ def _choose(dataset: Dataset, wanted: list[str], remote: list[RemoteFile]) -> li
 
 
 def _ask(dataset: Dataset, chosen: list[RemoteFile], url: str, folder: Path, yes: bool) -> None:
-    """Say what would be downloaded; go on only if that is wanted and fits."""
+    """Say what would be downloaded; go on only if that is wanted."""
     size, names = sum(file.size for file in chosen), ", ".join(file.key for file in chosen)
     print(f"{dataset.name}: {names} ({size / 1e6:,.1f} MB)\n  from {url}\n  to   {folder}")
     print(f"  licence: {dataset.licence}")
-    there = next(parent for parent in [folder, *folder.absolute().parents] if parent.exists())
-    free = shutil.disk_usage(there).free
-    need = size * (4 if any(is_archive(file.key) for file in chosen) else 1)
-    if free < need:
-        raise FetchError(f"{there} has {free / 1e9:.1f} GB left; {need / 1e9:.1f} GB are needed")
-    if yes:
-        return
     try:
-        answer = input("Download? [y/N] ")
+        if not yes and input("Download? [y/N] ").strip().lower() not in ("y", "yes"):
+            raise FetchError("not downloaded")
     except EOFError:
         raise FetchError("nobody to ask; agree with --yes (or yes=True)") from None
-    if answer.strip().lower() not in ("y", "yes"):
-        raise FetchError("not downloaded")
-
-
-@contextmanager
-def _alone(collection: Path) -> Iterator[Path]:
-    """Folder for unfinished files, held by one process at a time."""
-    place = collection / ".download"
-    place.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(place / "lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        print("another process is downloading; waiting for it", file=sys.stderr)
-        lock.acquire()
-    try:
-        yield place
-    finally:
-        lock.release()
 
 
 def _download(dataset, chosen: list[RemoteFile], folder: Path, place, http, progress) -> None:
@@ -256,9 +202,9 @@ def _download(dataset, chosen: list[RemoteFile], folder: Path, place, http, prog
         if absent:
             keys = ", ".join(file.key for file in chosen)
             raise FetchError(f"{keys} does not hold {', '.join(absent)}")
-        source = ("github", dataset.address) if dataset.address else ("zenodo", DOI)
+        source = dataset.address or DOI
         for its in dict.fromkeys(target.parent for target in ready):
-            _place(its, {t.name: was for t, was in ready.items() if t.parent == its}, *source)
+            _place(its, {t.name: was for t, was in ready.items() if t.parent == its}, source)
     finally:
         shutil.rmtree(unpacked, ignore_errors=True)
 
@@ -301,19 +247,19 @@ def _unpack_sets(archive: Path, key: str, collection: Path, fresh: Path, ready: 
     archive.unlink()
 
 
-def _place(folder: Path, files: dict[str, tuple[Path, str]], source: str, address: str) -> None:
+def _place(folder: Path, files: dict[str, tuple[Path, str]], source: str) -> None:
     """Check finished files, note where they came from, and rename them into their folder.
 
     The note comes first: it names checksums, so that it is wrong at no moment.
     """
-    noted = {}
+    note = read_note(folder)
     for name, (path, key) in files.items():
         if name.endswith(".h5ad") and not h5py.is_hdf5(path):
             path.unlink()
             raise FetchError(f"{name} was downloaded, but is not an h5ad file")
-        noted[name] = {"size": path.stat().st_size, "md5": _hash(path, "md5"), "from": key}
+        note[name] = {"md5": _hash(path, "md5"), "from": source, "in": key}
     folder.mkdir(parents=True, exist_ok=True)
-    write_note(folder, source, address, noted)
+    write_json(folder / NOTE, note)
     for name, (path, _) in files.items():
         os.replace(path, folder / name)
     print(f"{folder.name}: {len(files)} files in {folder}")

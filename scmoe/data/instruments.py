@@ -10,25 +10,16 @@ CLOSED = 1e-3  # accessibility that reads as zero
 
 @dataclass(frozen=True)
 class Setting:
-    """Technical noise; molecules are pre-mRNA, mRNA and protein.
+    """Technical noise; molecules are pre-mRNA, mRNA and protein."""
 
-    `library_sd` is the sd of the log library size, which a cell's molecules share. With
-    `library_by_content`, cells with more molecules get the larger libraries, rank by rank.
-    `capture` is the mean share of each modality that is seen: of open loci, or of its molecules.
-    `cell_sd` and `value_sd` are sds of the log efficiency from cell to cell and from value to
-    value, by modality; `dropout` is the chance that a count is lost. With `assay_sd`, genes are
-    seen unequally: with a share exp(-|normal(0, assay_sd)|) that is each modality's own.
-    `dna_precision` is that of the beta distribution around the true accessibility.
-    """
-
-    library_sd: float
-    library_by_content: bool
-    capture: tuple[float, ...]
-    cell_sd: float = 0.0
-    value_sd: float = 0.0
-    assay_sd: float = 0.0
-    dropout: float = 0.0
-    dna_precision: float = 400.0
+    library_sd: float  # of the log library size, which a cell's molecules share
+    library_by_content: bool  # cells with more molecules get the larger libraries, rank by rank
+    capture: tuple[float, ...]  # mean share seen of open loci, and of each modality's molecules
+    cell_sd: float = 0.0  # of the log efficiency, from cell to cell
+    value_sd: float = 0.0  # and from value to value
+    assay_sd: float = 0.0  # genes are seen with a share exp(-|normal(0, assay_sd)|), by modality
+    dropout: float = 0.0  # chance that a count is lost
+    dna_precision: float = 400.0  # of the beta distribution around the true accessibility
 
 
 SETTINGS = {
@@ -51,7 +42,12 @@ def measure(truth: np.ndarray, setting: Setting, rng) -> dict[str, np.ndarray]:
     missed = rng.random(dna.shape) >= seen[0]
     dna[(np.minimum(truth[0], dna) < CLOSED) | missed] = 0
     measured = {"dna": dna.astype(np.float32)}
-    size = _cell_sizes(truth[1:].sum((0, 2)), setting, rng)
+    content = truth[1:].sum((0, 2))
+    library = _lognormal(rng, setting.library_sd, content.shape)
+    if setting.library_by_content:
+        library = np.sort(library)[content.argsort().argsort()]
+    size = library / np.maximum(content, 1)
+    size = (size / size.mean())[:, None]  # share of its molecules in a cell's library; mean one
     for modality, molecules, share in zip(MODALITIES[1:], truth[1:], seen[1:], strict=True):
         mean = molecules * size * share.astype(np.float32)
         mean *= _lognormal(rng, setting.cell_sd, (n_cells, 1))
@@ -59,15 +55,6 @@ def measure(truth: np.ndarray, setting: Setting, rng) -> dict[str, np.ndarray]:
         mean *= rng.random(mean.shape) >= setting.dropout
         measured[modality] = rng.poisson(mean).astype(np.float32)
     return measured
-
-
-def _cell_sizes(content: np.ndarray, setting: Setting, rng) -> np.ndarray:
-    """Share of each cell's molecules that its library holds, `(n_cells, 1)`, on average one."""
-    library = _lognormal(rng, setting.library_sd, content.shape)
-    if setting.library_by_content:
-        library = np.sort(library)[content.argsort().argsort()]
-    size = library / np.maximum(content, 1)
-    return (size / size.mean())[:, None]
 
 
 def _lognormal(rng, sd: float, shape) -> np.ndarray:

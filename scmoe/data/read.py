@@ -107,8 +107,14 @@ def _read_mudata(path: Path) -> MuData:
         held = {part: read_elem(file[part]) for part in parts if part in file}
         if file.attrs.get("encoder") == MARK:
             mod, held = unescaped(mod), unescaped(held)
-    obs, masks = held.pop("obs"), held.pop("obsmap", mod)  # of who has which modality
-    mdata = make_mudata(mod, obs)
+    obs, masks = held.pop("obs"), {*mod, *held.pop("obsmap", ())}  # of who has which modality
+    obsm, varm, obsp, varp = (
+        {key: value for key, value in held.get(part, {}).items() if key not in masks}
+        for part in ALIGNED
+    )
+    mdata = make_mudata(mod, obs, obsm, obsp, held.get("uns", {}))
+    mdata.varm.update(varm)
+    mdata.varp.update(varp)
     lost = obs.index[~obs.index.isin(mdata.obs_names)]
     if len(lost):
         warnings.warn(
@@ -116,15 +122,6 @@ def _read_mudata(path: Path) -> MuData:
             DataWarning,
             stacklevel=6,
         )
-    rows = obs.index.get_indexer(mdata.obs_names)
-    mdata.uns.update(held.pop("uns", {}))
-    for part, mapping in held.items():
-        for key, value in mapping.items():
-            if key in mod or key in masks:
-                continue
-            if part == "obsm":
-                value = getattr(value, "iloc", value)[rows]
-            getattr(mdata, part)[key] = value[rows][:, rows] if part == "obsp" else value
     pulled = {name: column for name, column in prefixed(mdata) if name not in mdata.obs}
     mdata.obs = pd.concat([mdata.obs, pd.DataFrame(pulled, mdata.obs_names)], axis=1)
     return mdata

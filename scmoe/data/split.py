@@ -15,7 +15,16 @@ from sklearn.model_selection import StratifiedKFold
 
 from scmoe.data.catalog import DATASETS, MOP_BATCHES, Dataset
 from scmoe.data.cells import Cells, keep
-from scmoe.data.check import DataError, as_text, check, expect, expect_seed, near, some
+from scmoe.data.check import (
+    DataError,
+    as_text,
+    check,
+    expect,
+    expect_known,
+    expect_seed,
+    near,
+    some,
+)
 from scmoe.data.dyngen import simulate_dyngen
 from scmoe.data.files import Opened, open_set
 from scmoe.data.niche import recompute_niche
@@ -73,8 +82,8 @@ def load(
         "dyngen", "dbitseq", "patchseq", "atacseq" or "mop".
     fold
         One of the set's published folds (see `list_datasets`; 0 is always the first), for
-        dbitseq also "block-0" … "block-4", contiguous fifths of the tissue (see `block_of`), for
-        mop also one of its batches, "09A" … "09L".
+        dbitseq also "block-0" … "block-4", contiguous fifths of the tissue, for mop also one of
+        its batches, "09A" … "09L".
     seed
         Cuts validation cells from the training cells, stratified by group; the published folds
         and the simulated cells do not depend on it.
@@ -85,9 +94,8 @@ def load(
     allow_standin
         Where files are missing, simulate a stand-in instead of raising; a warning says so.
     niche
-        dbitseq only. "published": the niche modality as published, averaged over the whole grid,
-        test pixels included; "train": averaged again from the RNA of training pixels alone (not
-        of validation or test pixels), for all pixels; see `scmoe.data.niche`.
+        dbitseq only. "published": the niche averaged over the whole grid, test pixels included;
+        "train": averaged again, for all pixels, from the RNA of training pixels alone.
 
     Raises
     ------
@@ -95,16 +103,12 @@ def load(
         Unknown name, fold or modality (the message lists what exists); files missing, damaged or
         not about the same cells.
     """
-    if name not in DATASETS:
-        raise DataError(f"no data set '{name}'; there are: {some(DATASETS)}{near(name, DATASETS)}")
+    expect_known("name", name, DATASETS)
     dataset = DATASETS[name]
     modalities = _known_modalities(dataset, modalities)
     fold = _known_fold(dataset, fold)
     expect_seed(seed)
-    if niche not in ("published", "train"):
-        raise ValueError(f"niche is 'published' or 'train', not {niche!r}")
-    if niche == "train" and name != "dbitseq":
-        raise ValueError(f"niche='train' is for dbitseq; {name} has no niche modality")
+    expect_known("niche", niche, ["published", "train"] if name == "dbitseq" else ["published"])
     again = niche == "train" and "niche" in modalities
     read = modalities + (["rna"] if again and "rna" not in modalities else [])
     split = _cut(dataset, open_set(dataset, fold, root, read, allow_standin), fold, seed)
@@ -131,12 +135,9 @@ def load_simulated(
 
     Parameters
     ----------
-    fold
-        One of five, stratified by group.
-    seed
-        Cuts validation cells from training cells; it does not change the simulated cells.
-    modalities
-        As for `load`: some of "dna", "pre_mrna", "mrna", "protein".
+    fold, seed, modalities
+        As for `load`: one of five folds, stratified by group; some of "dna", "pre_mrna", "mrna",
+        "protein".
     backbone, setting, cells, genes, simulation
         As `simulate_dyngen` takes them; `simulation` is its seed.
 
@@ -161,24 +162,19 @@ def load_simulated(
 
 
 def _known_modalities(dataset: Dataset, modalities: Sequence[str] | None) -> list[str]:
-    if modalities is None:
-        return list(dataset.modalities)
-    names = [modalities] if isinstance(modalities, str) else list(modalities)
+    names = [modalities] if isinstance(modalities, str) else list(modalities or ())
+    names = list(dataset.modalities) if modalities is None else names
     unknown = [name for name in names if name not in dataset.modalities]
-    if unknown or not names or len(set(names)) < len(names):
-        raise DataError(
-            f"{dataset.name} has the modalities {some(dataset.modalities)}; asked for: "
-            f"{some(names) or 'none'} (each at most once)"
-            f"{near(unknown[0], dataset.modalities) if unknown else ''}"
-        )
+    hint = near(unknown[0], dataset.modalities) if unknown else ""
+    takes = f"some of {some(dataset.modalities)}, each at most once{hint}"
+    expect(names and not unknown and len(set(names)) == len(names), "modalities", names, takes)
     return names
 
 
 def _known_fold(dataset: Dataset, fold: int | str) -> int | str:
     """The fold's name in the catalogue; a batch of atacseq may be given by its number."""
-    known = fold
-    if isinstance(known, np.integer) or (isinstance(known, str) and known.isdigit()):
-        known = int(known)
+    whole = isinstance(fold, np.integer) or (isinstance(fold, str) and fold.isdigit())
+    known = int(fold) if whole else fold
     if dataset.name == "atacseq" and type(known) is int and 0 <= known < len(dataset.folds):
         return dataset.folds[known]
     if isinstance(known, bool) or known not in dataset.folds:
@@ -242,8 +238,8 @@ def block_of(row: Sequence[int], column: Sequence[int], n_blocks: int = 5) -> np
     """Number the tissue's pixels by contiguous blocks along the array's rows.
 
     Pixels are numbered row by row and cut into runs of equal length, so that a block is a band of
-    neighbouring rows (the rows at its edges may be shared). Rows, not columns: bands of rows hold
-    out fewer pixels (22 of 936, against 38) of groups that are then unknown in training.
+    rows. Bands of columns would hold out more pixels (38 of 936, against 22) of groups that are
+    then unknown in training.
     """
     order = np.lexsort((np.asarray(column), np.asarray(row)))
     block = np.empty(len(order), dtype=int)
@@ -256,11 +252,8 @@ def stratified(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
     """Choose cells at random, a like share of each group, never all of a group.
 
     Every group gives `fraction` of its cells, rounded so that the total is right (largest
-    remainders first, ties by chance), but keeps at least one: groups of one give none.
-
-    Returns
-    -------
-    Positions of the chosen cells, ascending.
+    remainders first, ties by chance), but keeps at least one: groups of one give none. Gives the
+    positions of the chosen cells, ascending.
     """
     rng = np.random.default_rng(seed)
     codes, sizes = np.unique(labels, return_inverse=True, return_counts=True)[1:]

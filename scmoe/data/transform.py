@@ -113,11 +113,8 @@ class Transform:
     def fit(self, train: MuData) -> Transform:
         """Fit on training cells, every modality of theirs.
 
-        Raises
-        ------
-        DataError
-            Unusable values (see `check`), negative values in a kind that has none, or a modality
-            in which no feature varies.
+        A DataError where values are unusable (see `check`), or negative in a kind that has no
+        such, and where no feature of a modality varies.
         """
         check(train)
         unknown = [name for name in self._stated if name not in train.mod]
@@ -169,21 +166,14 @@ class Transform:
     def transform(self, mdata: MuData, modalities: Sequence[str] | None = None) -> MuData:
         """Apply the fitted transform to cells as measured.
 
-        Parameters
-        ----------
-        mdata
-            Any cells. Features are matched by (modality, name), in whatever order; others than
-            the training cells' are ignored.
-        modalities
-            Modalities to transform, and the only ones that are read. Default: all fitted ones
-            that `mdata` has.
+        Features are matched by (modality, name), in whatever order; others than the training
+        cells' are ignored. Only `modalities` are read; default: all fitted ones that `mdata` has.
 
         Returns
         -------
         MuData with X of (cells of the modality, kept features), float32, dense, or CSR where the
         training cells' was sparse; `obs` as given. A cell that a modality lacks stays missing
-        there, and one that all the asked modalities lack is left out. Dense values of kind
-        "scaled" are not copied where nothing is to be done to them.
+        there, and one that all the asked modalities lack is left out.
 
         Raises
         ------
@@ -220,7 +210,7 @@ class Transform:
                     "training cells' kind"
                 )
             _refuse_negative(name, fitted.kind, seen.smallest)
-        columns = self._columns_of(name, adata)
+        columns = _columns_of(fitted.names[fitted.used], name, adata)
         if missing:
             adata = _measured(adata)
         X = matrix(adata)
@@ -229,20 +219,6 @@ class Transform:
             X = self._values(fitted, X, columns)
         obs = pd.DataFrame(index=adata.obs_names)
         return AnnData(X, obs=obs, var=pd.DataFrame(index=fitted.names[fitted.used]))
-
-    def _columns_of(self, name: str, adata: AnnData) -> np.ndarray | None:
-        """Columns that hold the kept features, in fitted order; None: all, as they are."""
-        wanted = self.features[name]
-        if adata.var_names.equals(wanted):
-            return None
-        columns = adata.var_names.astype(str).get_indexer(wanted)
-        missing = wanted[columns < 0]
-        if len(missing):
-            raise DataError(
-                f"modality '{name}' lacks {len(missing)} of the {len(wanted)} features that the "
-                f"training cells had ({some(missing)}); measure, or name, the same features"
-            )
-        return columns
 
     def _values(self, fitted: Fitted, X, columns: np.ndarray | None):
         """Filter, step, scale and clip, a block of cells at a time."""
@@ -277,16 +253,11 @@ class Transform:
         return np.minimum(centre - self.clip, 0), np.maximum(centre + self.clip, 0)
 
     def inverse(self, X, modality: str) -> np.ndarray:
-        """Take scaled values back to the units they were measured in.
+        """Take scaled values (n, kept features) back to the units they were measured in.
 
         Counts and peaks come back for a cell with the training cells' median total, protein for
         one with their median geometric mean; what was binary comes back between 0 and 1. Values
         that `transform` would have clipped are clipped.
-
-        Parameters
-        ----------
-        X
-            (n, kept features), as `transform` gives them; dense or sparse.
 
         Returns
         -------
@@ -337,6 +308,19 @@ class Transform:
                 raise ValueError(f"transform of modality '{name}': its values do not fit together")
             transform._fitted[name] = fitted
         return transform
+
+
+def _columns_of(wanted: pd.Index, name: str, adata: AnnData) -> np.ndarray | None:
+    """Columns that hold the wanted features, in that order; None: all, as they are."""
+    if adata.var_names.equals(wanted):
+        return None
+    columns = adata.var_names.astype(str).get_indexer(wanted)
+    if len(missing := wanted[columns < 0]):
+        raise DataError(
+            f"modality '{name}' lacks {len(missing)} of the {len(wanted)} features that the "
+            f"training cells had ({some(missing)}); measure, or name, the same features"
+        )
+    return columns
 
 
 def _measured(adata: AnnData) -> AnnData:

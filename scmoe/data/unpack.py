@@ -54,11 +54,9 @@ def unpack(archive: Path, choose: Callable[[list[str]], dict[str, Path]]) -> Non
 
     Raises
     ------
-    UnsafeArchiveError
-        A member has an absolute path, a `..`, or a drive; is a link or a device; sizes are absurd
-        or not those announced; or it takes hours.
     FetchError
-        Not an archive, or damaged.
+        Not an archive, or damaged. UnsafeArchiveError: a member has an absolute path, a `..`, or a
+        drive; is a link or a device; sizes are absurd or not those announced; or it takes hours.
     """
     end = time.monotonic() + MAX_SECONDS
     most = min(MAX_BYTES, MAX_RATIO * archive.stat().st_size + (1 << 20))

@@ -35,7 +35,7 @@ from scmoe import page, plot
 from scmoe.checkpoint import Checkpoint
 from scmoe.data import DataError, Transform, read, split_mudata, write
 from scmoe.data.check import DataWarning
-from scmoe.data.fetch import read_note, write_note
+from scmoe.data.fetch import read_note
 from scmoe.data.screen import reading
 from scmoe.data.unpack import unpack
 from scmoe.keep import digest
@@ -175,7 +175,8 @@ def made(tmp_path_factory):
     Checkpoint(folder, "this run").save({"network": {"a": torch.ones(64)}}, {})
     row = dict.fromkeys(COLUMNS, "a") | {"value": 0.5}
     (folder / "metrics.json").write_text(json.dumps({"records": [row]}))
-    write_note(folder, "zenodo", "10.5281/zenodo.1", {"a.h5ad": {"size": 3, "md5": "0"}})
+    noted = {"a.h5ad": {"md5": "0", "from": "10.5281/zenodo.1", "in": "all.zip"}}
+    (folder / "fetched.json").write_text(json.dumps(noted))
     rna, _ = cite()
     write(both(), folder / "cells.h5mu")
     rna.write_h5ad(folder / "rna.h5ad")

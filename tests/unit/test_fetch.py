@@ -197,8 +197,8 @@ def test_loose_files_arrive_byte_for_byte_and_are_known_to_be_zenodos(zenodo, pa
     assert all(is_from_zenodo(folder / name) for name in PATCHSEQ)
     assert not zenodo.asked("README.md")
     noted = json.loads((folder / "fetched.json").read_text())
-    assert noted["address"] == f"10.5281/zenodo.{RECORD}"
-    assert noted["files"][PATCHSEQ[0]]["md5"] == md5(patchseq[PATCHSEQ[0]]).hexdigest()
+    assert noted[PATCHSEQ[0]]["from"] == f"10.5281/zenodo.{RECORD}"
+    assert noted[PATCHSEQ[0]]["md5"] == md5(patchseq[PATCHSEQ[0]]).hexdigest()
     assert [p.name for p in (tmp_path / COLLECTION / ".download").iterdir()] == ["lock"]
 
 
@@ -485,7 +485,7 @@ def test_a_record_of_another_shape_is_refused(zenodo, tmp_path, record):
 
 
 @pytest.mark.parametrize(
-    "noted", ["[]", '{"files": {"adata_RNA_TEM.h5ad": 3}}', "{", '{"files": 3}']
+    "noted", ["[]", '{"adata_RNA_TEM.h5ad": 3}', "{", '{"adata_RNA_TEM.h5ad": {"md5": 3}}']
 )
 def test_a_damaged_note_beside_the_files_counts_as_none(zenodo, patchseq, tmp_path, noted):
     zenodo.files = patchseq
@@ -536,7 +536,7 @@ def test_the_command_line_lists_what_is_here(tmp_path, capsys):
 
 
 def test_an_unknown_name_is_refused(tmp_path):
-    with pytest.raises(DataError, match="no data set 'mnist'"):
+    with pytest.raises(DataError, match="name='mnist': it takes one of dyngen"):
         fetch("mnist", tmp_path)
 
 
