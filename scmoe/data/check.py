@@ -54,6 +54,13 @@ def expect_known(name: str, value: object, known: Iterable) -> None:
     expect(holds, name, value, f"one of {some(known, 20)}{near(value, known)}")
 
 
+def expect_among(names: Iterable, known: Iterable, said: str) -> None:
+    """Refuse names of which some are not among the known ones; `said` begins the message."""
+    if unknown := [name for name in names if name not in known]:
+        there = some(known, 20) or "none"
+        raise DataError(f"{said} {some(unknown)}; there are: {there}{near(unknown[0], known)}")
+
+
 def expect_seed(seed: object) -> None:
     """Refuse what numpy, torch and scikit-learn do not all take for a seed."""
     whole = isinstance(seed, Integral) and not isinstance(seed, bool)
@@ -120,12 +127,7 @@ def select_modalities(mdata: MuData, modalities: Sequence[str] | None) -> list[s
     names = [names] if isinstance(names, str) else names
     expect(isinstance(names, Iterable), "modalities", names, "names of modalities")
     names = list(dict.fromkeys(names))
-    unknown = [name for name in names if name not in mdata.mod]
-    if unknown:
-        raise DataError(
-            f"no modality {some(unknown)}; there are: {some(mdata.mod, 20) or 'none'}"
-            f"{near(unknown[0], mdata.mod)}"
-        )
+    expect_among(names, mdata.mod, "no modality")
     if not names:
         raise DataError("no modality: at least one is needed")
     return names

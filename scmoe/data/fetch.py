@@ -130,13 +130,14 @@ def read_record(url: str, http: Http) -> list[RemoteFile]:
     return files
 
 
-def _hash(path: Path, algorithm: str) -> str:
+def hash_of(path: Path, algorithm: str) -> str:
+    """Give the hash of a file's bytes in hex digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, algorithm).hexdigest()
 
 
 def _unchanged(path: Path, noted: dict) -> bool:
-    return path.is_file() and _hash(path, "md5") == noted["md5"]
+    return path.is_file() and hash_of(path, "md5") == noted["md5"]
 
 
 def _wanted(dataset: Dataset, folder: Path) -> list[str]:
@@ -215,7 +216,7 @@ def _verified(file: RemoteFile, place: Path, http: Http, progress: bool) -> Path
     algorithm, digits = file.checksum.split(":")
     for again in (part.exists(), False):  # what is continued may have been spoilt before
         http.download(file.url, part, file.size, progress)
-        if _hash(part, algorithm) == digits:
+        if hash_of(part, algorithm) == digits:
             return part
         part.unlink()
         if not again:
@@ -257,7 +258,7 @@ def _place(folder: Path, files: dict[str, tuple[Path, str]], source: str) -> Non
         if name.endswith(".h5ad") and not h5py.is_hdf5(path):
             path.unlink()
             raise FetchError(f"{name} was downloaded, but is not an h5ad file")
-        note[name] = {"md5": _hash(path, "md5"), "from": source, "in": key}
+        note[name] = {"md5": hash_of(path, "md5"), "from": source, "in": key}
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / NOTE, note)
     for name, (path, _) in files.items():

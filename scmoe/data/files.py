@@ -21,7 +21,7 @@ from scmoe.data.catalog import Dataset
 from scmoe.data.cells import Cells
 from scmoe.data.check import DataError, some
 from scmoe.data.dyngen import simulate_dyngen
-from scmoe.data.fetch import is_from_zenodo
+from scmoe.data.fetch import hash_of, is_from_zenodo
 from scmoe.data.screen import reading
 from scmoe.data.standin import standin
 
@@ -51,18 +51,15 @@ def checksum(path: Path) -> str:
         for file in sorted(p for p in path.rglob("*") if p.is_file()):
             digest.update(f"{file.relative_to(path).as_posix()} {checksum(file)}\n".encode())
         return digest.hexdigest()[:16]
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    return hash_of(path, "sha256")[:16]
 
 
 def checksums(paths: Sequence[str | os.PathLike]) -> dict[str, str]:
     """Each file's checksum by its name; where files share one, by as many folders as tell them."""
-    paths = [Path(path).absolute() for path in paths]
-    for depth in range(1, 1 + max((len(path.parts) for path in paths), default=0)):
-        names = ["/".join(path.parts[-depth:]) for path in paths]
-        if len(set(names)) == len(set(paths)):
-            break
-    return {name: checksum(path) for name, path in zip(names, paths, strict=True)} if paths else {}
+    paths, depth = [Path(path).absolute() for path in paths], 1
+    while len({path.parts[-depth:] for path in paths}) < len(set(paths)):
+        depth += 1
+    return {"/".join(path.parts[-depth:]): checksum(path) for path in paths}
 
 
 def open_set(

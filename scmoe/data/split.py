@@ -20,6 +20,7 @@ from scmoe.data.check import (
     as_text,
     check,
     expect,
+    expect_among,
     expect_known,
     expect_seed,
     near,
@@ -162,12 +163,12 @@ def load_simulated(
 
 
 def _known_modalities(dataset: Dataset, modalities: Sequence[str] | None) -> list[str]:
-    names = [modalities] if isinstance(modalities, str) else list(modalities or ())
-    names = list(dataset.modalities) if modalities is None else names
-    unknown = [name for name in names if name not in dataset.modalities]
-    hint = near(unknown[0], dataset.modalities) if unknown else ""
-    takes = f"some of {some(dataset.modalities)}, each at most once{hint}"
-    expect(names and not unknown and len(set(names)) == len(names), "modalities", names, takes)
+    if modalities is None:
+        return list(dataset.modalities)
+    names = [modalities] if isinstance(modalities, str) else list(modalities)
+    expect_among(names, dataset.modalities, f"{dataset.name} has no modality")
+    takes = f"some of {some(dataset.modalities)}, each at most once"
+    expect(names and len(set(names)) == len(names), "modalities", names, takes)
     return names
 
 

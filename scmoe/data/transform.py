@@ -19,9 +19,9 @@ from scmoe.data.check import (
     check_cells,
     check_modality,
     expect,
+    expect_among,
     expect_known,
     expect_mudata,
-    near,
     select_modalities,
     some,
 )
@@ -117,12 +117,7 @@ class Transform:
         such, and where no feature of a modality varies.
         """
         check(train)
-        unknown = [name for name in self._stated if name not in train.mod]
-        if unknown:
-            raise DataError(
-                f"kinds given for {some(unknown)}; there are: {some(train.mod, 20)}"
-                f"{near(unknown[0], train.mod)}"
-            )
+        expect_among(self._stated, train.mod, "kinds given for")
         self._fitted = {name: self._fit(name, train.mod[name]) for name in train.mod}
         return self
 
@@ -191,9 +186,7 @@ class Transform:
                     f"fitted on {some(self._fitted, 20)}; the data have {some(mdata.mod, 20)}"
                 )
         names = select_modalities(mdata, modalities)
-        unknown = [name for name in names if name not in self._fitted]
-        if unknown:
-            raise DataError(f"not fitted on {some(unknown)}; fitted on {some(self._fitted, 20)}")
+        expect_among(names, self._fitted, "not fitted on")
         check_cells(mdata, names)
         mod = {name: self._transform(name, mdata.mod[name]) for name in names}
         return make_mudata(mod, mdata.obs)
@@ -264,8 +257,7 @@ class Transform:
         (n, measured features) float32; a feature that did not vary has its training value, one
         that no training cell has is NaN.
         """
-        if modality not in self._fitted:
-            raise DataError(f"not fitted on '{modality}'; fitted on {some(self._fitted, 20)}")
+        expect_among([modality], self._fitted, "not fitted on")
         fitted = self._fitted[modality]
         if X.ndim != 2 or X.shape[1] != fitted.used.sum():
             raise DataError(

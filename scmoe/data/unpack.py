@@ -1,13 +1,10 @@
 """Chosen files out of an archive that nobody has vouched for."""
 
 import errno
-import lzma
 import stat
-import struct
 import tarfile
 import time
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -22,10 +19,6 @@ MAX_RATIO = 300  # unpacked to packed; a matrix of zeros compresses far, a bomb 
 MAX_HEADER = 1 << 20  # bytes of one member's long name or other remarks
 MAX_SECONDS = 3600
 CHUNK = 1 << 20
-DAMAGED = (
-    zipfile.BadZipFile, tarfile.TarError, EOFError, NotImplementedError, lzma.LZMAError, zlib.error,
-    struct.error, ValueError, LookupError, RuntimeError, OverflowError,
-)  # fmt: skip
 
 
 class UnsafeArchiveError(FetchError):
@@ -78,9 +71,10 @@ def unpack(archive: Path, choose: Callable[[list[str]], dict[str, Path]]) -> Non
                 raise ValueError("it holds no files")
             for name, target in choose(list(files)).items():
                 _write(files[name], target, archive, end)
-    except (*DAMAGED, OSError) as error:
-        passing = isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)
-        if isinstance(error, FetchError) or passing:
+    except (FetchError, MemoryError):
+        raise
+    except Exception as error:  # of the many that damaged archives raise
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise  # a full disk, say, is not the archive's fault
         raise FetchError(f"{archive.name} is damaged or no archive: {error}") from error
 
