@@ -176,7 +176,7 @@ def made(tmp_path_factory):
     row = dict.fromkeys(COLUMNS, "a") | {"value": 0.5}
     (folder / "metrics.json").write_text(json.dumps({"records": [row]}))
     noted = {"a.h5ad": {"md5": "0", "from": "10.5281/zenodo.1", "in": "all.zip"}}
-    (folder / "fetched.json").write_text(json.dumps(noted))
+    (folder / "fetched.json").write_text(json.dumps(noted) + "\n")
     rna, _ = cite()
     write(both(), folder / "cells.h5mu")
     rna.write_h5ad(folder / "rna.h5ad")
