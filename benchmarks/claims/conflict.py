@@ -101,8 +101,8 @@ def climb(
     for rung in rungs(split):
         for method, config in networks(epochs).items():
             model = Watched(config=config, seed=seed).fit(rung, "cpu", progress=False)
-            scored = pd.concat([evaluate(model, rung.test), model.cosines()])
-            tables.append(scored.assign(method=method))
+            found = [evaluate(model, rung.test), model.cosines()]
+            tables += [table.assign(method=method) for table in found if len(table)]
         for method, fusion in ((EARLY, "early"), (LATE, "late")):
             fitted = baselines.LogisticRegression(fusion, seed=seed).fit(rung)
             tables.append(evaluate(fitted, rung.test).assign(method=method))
