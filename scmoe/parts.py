@@ -9,12 +9,14 @@ from itertools import combinations, permutations
 import numpy as np
 import pandas as pd
 from mudata import MuData
+from scipy import sparse
 from scipy.optimize import minimize, nnls
 from scipy.special import log_softmax, softmax
 from sklearn.metrics import confusion_matrix
 
 from scmoe.clusters import find_clusters
 from scmoe.data import DataError, Split
+from scmoe.data.cells import Cells
 from scmoe.method import MAX_TOLD, Components, Translator, inner_folds, stack
 
 SHIFTS = (0.5, 0.25, 0.75, 0.0, 1.0)  # shares of a group's log frequency that may be taken off
@@ -126,7 +128,7 @@ class Part(Translator):
             sample = np.random.default_rng(self.seed_).permutation(len(labels))[:SAMPLE]
             sample = np.sort(sample)
             first, then = sample[sample < n_train], sample[sample >= n_train] - n_train
-            some = replace(split, train=split.train[first].copy(), val=split.val[then].copy())
+            some = replace(split, train=_take(split.train, first), val=_take(split.val, then))
         matrices, present, _ = self._training_cells(some)
         self.components_ = {
             m: Components.fit(x[present[m]], seed=self.seed_) for m, x in matrices.items()
@@ -293,13 +295,27 @@ class Part(Translator):
                 f"modality {missing[0]!r} is not in this MuData (it has {', '.join(mdata.mod)})."
             )
         if mdata.n_obs > SAMPLE:
-            starts = range(0, mdata.n_obs, SAMPLE)
-            return _joined([self._scores(mdata[i : i + SAMPLE].copy(), wanted) for i in starts])
+            return self._scores_in_parts(mdata, wanted)
         matrices, has = self._matrices(mdata, wanted)
         present = np.zeros((mdata.n_obs, len(self.modalities_)), bool)
         for m in wanted:
             present[:, self.modalities_.index(m)] = has[m]
         return self._components_of(matrices, has), present
+
+    def _scores_in_parts(self, mdata: MuData, wanted: list[str]):
+        cells, n = Cells.of(mdata), mdata.n_obs
+        found, rows = [], []
+        for part in np.array_split(np.arange(n), -(-n // SAMPLE)):
+            (some,) = cells.take([part])
+            found.append(self._scores(some, wanted))
+            rows.append(mdata.obs_names.get_indexer(some.obs_names))
+        (scores, present), rows = _joined(found), np.concatenate(rows)
+        if len(rows) == n:
+            return scores, present
+        place = sparse.csr_matrix(
+            (np.ones(len(rows), np.float32), (rows, np.arange(len(rows)))), (n, len(rows))
+        )
+        return {m: place @ z for m, z in scores.items()}, (place @ present).astype(bool)
 
     def _components_of(self, matrices: dict, has: dict) -> dict[str, np.ndarray]:
         """Scores by modality ``(n_cells, p)``, zero where a cell lacks it."""
@@ -309,6 +325,10 @@ class Part(Translator):
     def pairs(self) -> list[tuple[str, str]]:
         """Ordered pairs (target, source)."""
         return list(permutations(self.modalities_, 2))
+
+
+def _take(mdata: MuData, rows: np.ndarray) -> MuData:
+    return Cells.of(mdata).take([rows])[0]
 
 
 def _joined(parts: list[tuple[dict, np.ndarray]]) -> tuple[dict, np.ndarray]:

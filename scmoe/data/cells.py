@@ -14,7 +14,7 @@ import pandas as pd
 from anndata import AnnData
 from mudata import MuData
 
-from scmoe.data.blocks import matrix, take_rows
+from scmoe.data.blocks import in_file, matrix, on_disk, take_rows
 from scmoe.data.check import DataError, as_text
 
 # mudata from 0.4 no longer copies the modalities' columns into the global tables whenever these are
@@ -40,23 +40,30 @@ class Cells:
         """The cells of a MuData, not copied."""
         return cls(mdata.obs, dict(mdata.mod), annotation(mdata), mdata.uns)
 
-    def take(self, parts: Sequence[np.ndarray], label_key: str | None) -> list[MuData]:
-        """One MuData per part (positions in `obs`), in memory; a file is read once for all.
+    def take(
+        self, parts: Sequence[np.ndarray], label_key: str | None = None, lazy: bool = False
+    ) -> list[MuData]:
+        """One MuData per part (positions in `obs`), in memory; `lazy`: what is in a file stays.
 
         The parts hold X, annotations and the modalities' kinds; layers and graphs are left behind.
         """
         mods: list[dict[str, AnnData]] = [{} for _ in parts]
         for name, adata in self.mod.items():
-            place = adata.obs_names.get_indexer(self.obs.index)
-            rows = [place[part][place[part] >= 0] for part in parts]
+            rows = [adata.obs_names.get_indexer(self.obs.index[part]) for part in parts]
+            rows = [place[place >= 0] for place in rows]
+            X, uns = matrix(adata), {"kind": adata.uns["kind"]} if "kind" in adata.uns else None
+            if lazy and on_disk(X):
+                whole = AnnData(X, adata.obs, adata.var, uns)
+                for mod, its in zip(mods, rows, strict=True):
+                    mod[name] = whole[its]
+                continue
             try:
-                cut = take_rows(matrix(adata), rows)
+                cut = [take_rows(X, part) for part in rows]
             except OSError as error:
                 raise DataError(
                     f"modality '{name}': cannot read {adata.filename or 'its file'}: it is damaged "
                     f"({error}); fetch it again"
                 ) from error
-            uns = {"kind": adata.uns["kind"]} if "kind" in adata.uns else None
             for mod, X, its in zip(mods, cut, rows, strict=True):
                 mod[name] = AnnData(X, adata.obs.iloc[its].copy(), adata.var.copy(), uns)
         obs, made = self.obs, []
@@ -86,8 +93,8 @@ def make_mudata(
 ) -> MuData:
     """A MuData of these modalities, which are not copied unless cells have to change places.
 
-    `obs` gives the cells' order and annotation, `obsm` and `obsp` what else there is of them;
-    cells that no modality has are left out.
+    `obs` gives the cells' annotation and, if no matrix is in a file, their order, `obsm` and `obsp`
+    what else there is of them; cells that no modality has are left out.
     """
     with quiet():
         mdata = MuData(dict(mod))
@@ -95,9 +102,11 @@ def make_mudata(
             return mdata
         rows = np.flatnonzero(obs.index.isin(mdata.obs_names))
         if not mdata.obs_names.equals(obs.index):
-            mdata = mdata[obs.index[rows]].copy()
-            obs = obs.loc[mdata.obs_names]
-        mdata.obs = obs.copy()
+            if any(map(in_file, mod.values())):
+                rows = obs.index.get_indexer(mdata.obs_names)
+            else:
+                mdata = mdata[obs.index[rows]].copy()
+        mdata.obs = obs.iloc[rows].copy()
     for key, value in dict(obsm).items():
         mdata.obsm[key] = getattr(value, "iloc", value)[rows]
     for key, value in dict(obsp).items():

@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import anndata
@@ -13,9 +14,10 @@ import h5py
 import pandas as pd
 import zarr
 from anndata import AnnData
-from anndata.io import read_elem
+from anndata.io import read_elem, sparse_dataset
 from mudata import MuData
 
+from scmoe.data.blocks import on_disk
 from scmoe.data.cells import make_mudata, prefixed, quiet, typed
 from scmoe.data.check import DataError, DataWarning, check_unique, some
 from scmoe.data.screen import reading
@@ -24,7 +26,10 @@ from scmoe.data.write import ALIGNED, MARK, unescaped
 FEATURE_TYPES = {"Gene Expression": "rna", "Antibody Capture": "protein", "Peaks": "atac"}
 
 
-def read(source: MuData | AnnData | str | os.PathLike | Sequence | Mapping[str, object]) -> MuData:
+def read(
+    source: MuData | AnnData | str | os.PathLike | Sequence | Mapping[str, object],
+    backed: bool = False,
+) -> MuData:
     """Make a MuData of cells as measured.
 
     Parameters
@@ -35,6 +40,9 @@ def read(source: MuData | AnnData | str | os.PathLike | Sequence | Mapping[str, 
         called by their feature types ("rna", "protein", "atac"), else by their file's name, else
         "modality1", "modality2", … One matrix of several feature types becomes several
         modalities. Cells are matched by `obs_names`; one that a modality lacks stays missing.
+    backed
+        Leave the matrices X of h5mu, h5ad and zarr in their files, which may be larger than memory;
+        layers, graphs and tables of features by cell (`obsm` of a modality) are not read.
 
     Returns
     -------
@@ -51,20 +59,22 @@ def read(source: MuData | AnnData | str | os.PathLike | Sequence | Mapping[str, 
     if isinstance(source, MuData):
         return source
     if isinstance(source, Mapping):
-        mod = {str(name): _open(part) for name, part in source.items()}
+        mod = {str(name): _open(part, backed) for name, part in source.items()}
         for name in (name for name, part in mod.items() if isinstance(part, MuData)):
             raise DataError(f"modality '{name}' is a whole MuData; give one of its modalities")
     elif isinstance(source, Sequence) and not isinstance(source, str):
         mod = {}
         for i, part in enumerate(source):
-            for name, adata in _by_type(_open(part), _stem(part) or f"modality{i + 1}").items():
+            for name, adata in _by_type(
+                _open(part, backed), _stem(part) or f"modality{i + 1}"
+            ).items():
                 if name in mod:
                     raise DataError(
                         f"two modalities called '{name}'; name them: read({{'{name}': …, …}})"
                     )
                 mod[name] = adata
     else:
-        opened = _open(source)
+        opened = _open(source, backed)
         if isinstance(opened, MuData):
             return opened
         mod = _by_type(opened, _stem(source) or "rna")
@@ -77,7 +87,7 @@ def read(source: MuData | AnnData | str | os.PathLike | Sequence | Mapping[str, 
     return mdata
 
 
-def _open(part) -> AnnData | MuData:
+def _open(part, backed: bool) -> AnnData | MuData:
     """An object as it is, or a file's content."""
     if isinstance(part, (AnnData, MuData)):
         return part
@@ -87,22 +97,40 @@ def _open(part) -> AnnData | MuData:
             "h5ad, zarr or 10x h5"
         )
     path = Path(part)
-    readers = {".h5mu": _read_mudata, ".h5ad": anndata.read_h5ad, ".h5": _read_10x}
-    readers[".zarr"] = _read_mudata if (path / "mod").is_dir() else anndata.read_zarr
+    whole, one = (partial(reader, backed=backed) for reader in (_read_mudata, _read_one))
+    readers = {".h5mu": whole, ".h5ad": one, ".h5": _read_10x}
+    readers[".zarr"] = whole if (path / "mod").is_dir() else one
     if path.exists() and path.suffix not in readers:
         raise DataError(f"cannot read {path}: known endings are {some(readers)}")
     with reading(path), quiet():
         return readers[path.suffix](path)
 
 
-def _read_mudata(path: Path) -> MuData:
+def _group(path: Path) -> h5py.File | zarr.Group:
+    return zarr.open_group(path, mode="r") if path.suffix == ".zarr" else h5py.File(path)
+
+
+def _read_one(path: Path, backed: bool) -> AnnData:
+    if backed:
+        return _in_file(_group(path))
+    return (anndata.read_zarr if path.suffix == ".zarr" else anndata.read_h5ad)(path)
+
+
+def _in_file(group) -> AnnData:
+    """One modality whose X stays in its file, open for as long as it is used."""
+    X = group["X"]
+    held = {part: read_elem(group[part]) for part in ("obs", "var", "uns") if part in group}
+    return AnnData(X if on_disk(X) else sparse_dataset(X), **held)
+
+
+def _read_mudata(path: Path, backed: bool) -> MuData:
     """A MuData's file, whatever version wrote it; mudata's own reading changes columns' types."""
-    is_zarr = path.suffix == ".zarr"
-    with nullcontext(zarr.open_group(path, mode="r")) if is_zarr else h5py.File(path) as file:
+    file, element = _group(path), _in_file if backed else read_elem
+    with nullcontext() if backed or path.suffix == ".zarr" else file:
         if file.attrs.get("axis", 0) != 0:
             raise DataError(f"{path}: modalities share features, not cells")
         names = file["mod"].attrs.get("mod-order", list(file["mod"]))
-        mod = {name: read_elem(file["mod"][name]) for name in names}
+        mod = {name: element(file["mod"][name]) for name in names}
         parts = ("obs", *ALIGNED, "uns", "obsmap")
         held = {part: read_elem(file[part]) for part in parts if part in file}
         if file.attrs.get("encoder") == MARK:

@@ -310,7 +310,7 @@ def split_mudata(
     train_rows = np.setdiff1d(rest, val_rows)
     if not len(train_rows):
         raise DataError("test and val take all cells; none is left to train on")
-    parts = Cells.of(mdata).take([train_rows, val_rows, test_rows], label_key)
+    parts = Cells.of(mdata).take([train_rows, val_rows, test_rows], label_key, lazy=True)
     groups = [] if label_key is None else sorted(set(labels[rest]))
     notes += _unseen(parts[2], label_key, groups)
     return Split(*parts, "own", 0, seed, label_key, groups, data_source="local", notes=notes)
