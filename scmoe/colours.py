@@ -46,6 +46,23 @@ def method_colour(name: str) -> str:
     return METHODS[max(known, key=len)] if known else FAINT
 
 
+def contrast(one, other) -> float:
+    """Give how well two colours are told apart, 1 to 21 (WCAG 2.2)."""
+    dark, light = sorted(map(_luminance, (one, other)))
+    return (light + 0.05) / (dark + 0.05)
+
+
+def ink_on(ground) -> str:
+    """Give black or white, whichever is read on the ground: always by a contrast above 4.5."""
+    return max(("black", "white"), key=lambda ink: contrast(ink, ground))
+
+
+def ink_of(colour) -> str:
+    """Give a colour as words have it: as dark as they need to be read on white."""
+    steps = (to_hex(_mix(colour, amount, 0)) for amount in np.linspace(0, 1, 21))
+    return next(ink for ink in steps if contrast(ink, "white") >= 4.5)
+
+
 def title_of(modality: str) -> str:
     """Give a modality's name as prose and axes say it."""
     return TITLES.get(modality, modality)
@@ -87,6 +104,11 @@ def group_colours(groups: Iterable[str]) -> dict[str, str]:
 
 def _family(group: str) -> str:
     return group.replace("-", " ").split(" ")[0]
+
+
+def _luminance(colour) -> float:
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(colour)]
+    return float(np.dot(linear, (0.2126, 0.7152, 0.0722)))
 
 
 def _mix(colour, amount, towards) -> tuple:

@@ -21,6 +21,8 @@ from scmoe.colours import (
     TOL_MUTED,
     group_colours,
     in_order,
+    ink_of,
+    ink_on,
     method_colour,
     modality_colour,
     title_of,
@@ -130,7 +132,7 @@ def batches(table: pd.DataFrame, held_out: Sequence[str], title: str) -> Figure:
     fig, (ax,) = figure(title, height=1.3 + 0.24 * len(table))
     mesh = heat(ax, share, 0, max(share.to_numpy().max(), 1))
     for row, column in np.argwhere(table.to_numpy() == 0):
-        ax.text(column + 0.5, row + 0.5, "×", ha="center", va="center", color=FAINT, fontsize=9)
+        ax.text(column + 0.5, row + 0.5, "×", ha="center", va="center", color=INK, fontsize=9)
     names = [f"{b}\n{table[b].sum():,} cells{' (test)' * (b in held_out)}" for b in table]
     crowded = table.shape[1] > 4
     ax.set_xticks(np.arange(table.shape[1]) + 0.5, names, rotation=90 if crowded else 0)
@@ -267,7 +269,8 @@ def translation_heatmap(tables: Mapping[str, pd.DataFrame], title: str):
         words = table.map(lambda value: "–" if np.isnan(value) else f"{value:.2f}")
         named = table.rename(index=title_of, columns=title_of)
         mesh = heat(ax, named, 0, high, words)
-        ax.set_title(fill(method, 56 // len(tables)), color=method_colour(method), weight="bold")
+        ax.set_title(fill(method, 56 // len(tables)), color=ink_of(method_colour(method)),
+                     weight="bold")  # fmt: skip
         ax.set_xlabel("from (source)")
         ax.set_xticks(
             np.arange(n) + 0.5, named.columns, rotation=35, ha="right", rotation_mode="anchor"
@@ -294,7 +297,7 @@ def expert_usage(usage: pd.DataFrame, title: str) -> Figure:
     for ax, (modality, table) in zip(axes, tables.items(), strict=True):
         table = table.loc[in_order(table.index)]
         mesh = heat(ax, table, 0, high)
-        ax.set_title(title_of(modality), color=modality_colour(modality), weight="bold")
+        ax.set_title(title_of(modality), color=ink_of(modality_colour(modality)), weight="bold")
         ax.set_xlabel("expert")
         every = max(1, table.shape[1] // 5)
         ax.set_xticks(np.arange(0, table.shape[1], every) + 0.5, table.columns[::every])
@@ -343,8 +346,8 @@ def heat(ax: Axes, table: pd.DataFrame, low, high, words=None, size=10):
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
     if words is not None:
-        for row, column in np.ndindex(values.shape):
-            dark = values.filled(low)[row, column] > low + 0.55 * (high - low)
+        for (row, column), value in np.ndenumerate(values.filled(low)):
+            ink = ink_on(mesh.to_rgba(value))
             ax.text(column + 0.5, row + 0.5, words.iat[row, column], ha="center", va="center",
-                    fontsize=size, color="white" if dark else INK)  # fmt: skip
+                    fontsize=size, color=ink)  # fmt: skip
     return mesh

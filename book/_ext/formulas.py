@@ -13,7 +13,7 @@ def inline(translator, node):
 def block(translator, node):
     """Write a formula of its own, in a box that scrolls where it is too wide."""
     formula = convert(node.astext(), display="block")
-    translator.body.append(f'<div class="math" tabindex="0">{formula}</div>')
+    translator.body.append(f'<div class="math">{formula}</div>')
     raise SkipNode
 
 

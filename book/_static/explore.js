@@ -131,8 +131,11 @@
       tools(rows);
       const head = make("tr", make("thead", table));
       for (const name of [label, "", ...columns]) {
+        if (!name) {
+          make("td", head);
+          continue;
+        }
         const cell = make("th", head, "", { scope: "col" });
-        if (!name) continue;
         const which = at(name);
         const button = make("button", cell, name, { type: "button" });
         cell.setAttribute("aria-sort", sorted !== which ? "none" : down ? "descending" : "ascending");

@@ -7,7 +7,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from scmoe.colours import FAINT, SHARES, modality_colour
+from scmoe.colours import FAINT, SHARES, ink_of, modality_colour
 from scmoe.explain.attribution import METHODS, PRIMARY, Explanation
 from scmoe.plot import figure, legend
 
@@ -88,7 +88,7 @@ def beeswarm(explanation: Explanation, title: str) -> Figure:
     ax.axvline(0, color=FAINT, lw=0.8)
     ax.set_yticks(np.arange(len(top))[::-1], [explanation.index[i][1] for i in top])
     for tick, i in zip(ax.get_yticklabels(), top, strict=True):
-        tick.set_color(modality_colour(explanation.index[i][0]))
+        tick.set_color(ink_of(modality_colour(explanation.index[i][0])))
     what = "the predicted group" if explanation.outputs == ["own group"] else explanation.outputs[0]
     ax.set(xlabel=f"attribution to {what}", ylim=(-0.6, len(top) - 0.4))
     fig.colorbar(dots, ax=ax, label="scaled value", shrink=0.8, extend="both")

@@ -14,7 +14,6 @@ from bs4 import BeautifulSoup
 from scmoe import page
 
 STATIC = Path(__file__).parents[2] / "book" / "_static"
-BROWSERS = ["chromium", "chromium-browser", "google-chrome"]
 HOSTILE = '</script><img src=x onerror="window.broken=1">'
 ROWS = pd.DataFrame(
     [
@@ -54,12 +53,7 @@ def test_the_page_holds_every_row_and_a_plain_table_of_the_first_choice():
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["script", "no script"])
-def browser_page(request, tmp_path_factory):
-    executable = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if executable is None:
-        pytest.skip("no Chromium on this machine")
-    playwright = pytest.importorskip("playwright.sync_api").sync_playwright().start()
-    chromium = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
+def browser_page(request, chromium, tmp_path_factory):
     folder = tmp_path_factory.mktemp("explore")
     shutil.copy(STATIC / "explore.js", folder)
     scripts = '<script src="explore.js"></script>'
@@ -71,8 +65,7 @@ def browser_page(request, tmp_path_factory):
     opened = context.new_page()
     opened.goto((folder / "page.html").as_uri())
     yield opened, request.param
-    chromium.close()
-    playwright.stop()
+    context.close()
 
 
 @pytest.mark.browser

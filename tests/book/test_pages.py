@@ -3,20 +3,11 @@
 import gzip
 import json
 import re
-import shutil
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
-import yaml
-
-BOOK = Path(__file__).parents[2] / "book"
-HTML = BOOK / "_build" / "html"
-PARTS = yaml.safe_load((BOOK.parent / "_toc.yml").read_text())["parts"]
-PAGES = ["index", *(chapter["file"] for part in PARTS for chapter in part["chapters"])]
-RUNS = [page for page in PAGES if page.startswith("runs/")]
-WIDTHS = {"desktop": 1280, "phone": 390}
-BROWSERS = ["chromium", "chromium-browser", "google-chrome"]
+from pages import BOOK, HTML, PAGES, RUNS, WIDTHS
 
 pytestmark = pytest.mark.browser
 
@@ -34,47 +25,6 @@ STICKING_OUT = """() => [...document.querySelectorAll('main *')].filter(element 
     }
     return true;
 }).map(element => element.outerHTML.slice(0, 120))"""
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if not (HTML / "index.html").exists():
-        pytest.skip("the book is not built: run `make book`")
-    executable = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if executable is None:
-        pytest.skip("no Chromium on this machine")
-    playwright = pytest.importorskip("playwright.sync_api").sync_playwright().start()
-    chromium = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
-    yield chromium
-    chromium.close()
-    playwright.stop()
-
-
-@pytest.fixture
-def visit(browser):
-    """Open a page without a network and collect what goes wrong on it."""
-    contexts = []
-
-    def open_page(name, width=WIDTHS["desktop"], query="", height=900):
-        context = browser.new_context(viewport={"width": width, "height": height}, offline=True)
-        context.set_default_timeout(120_000)  # a machine may be busy
-        contexts.append(context)
-        page = context.new_page()
-        page.problems, page.asked = [], []
-        page.on("request", lambda request: page.asked.append(request.url))
-        page.on("pageerror", lambda error: page.problems.append(str(error)))
-        page.on("requestfailed", lambda request: page.problems.append(request.url))
-        page.on(
-            "console",
-            lambda message: message.type == "error" and page.problems.append(message.text),
-        )
-        page.goto((HTML / f"{name}.html").as_uri() + query)
-        page.wait_for_load_state("networkidle")
-        return page
-
-    yield open_page
-    for context in contexts:
-        context.close()
 
 
 def test_no_page_shows_a_warning_or_where_it_was_built(browser):

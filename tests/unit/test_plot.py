@@ -5,9 +5,12 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.collections import QuadMesh
+from matplotlib.colors import to_rgb
+from matplotlib.text import Text
 
 from scmoe import plot
-from scmoe.colours import group_colours, in_order, method_colour, modality_colour
+from scmoe.colours import contrast, group_colours, in_order, method_colour, modality_colour
 
 MET = [f"Sst-MET-{i}" for i in range(1, 14)] + [f"{f}-MET-{i}" for f in ("Vip", "Pvalb", "Lamp5")
                                                 for i in range(1, 6)]  # fmt: skip
@@ -27,6 +30,7 @@ FIGURES = {
     "training_curves": lambda: plot.training_curves(
         pd.DataFrame({"epoch": [1, 2], "loss": [2.0, 1.0], "val_loss": [2.0, 1.5]}), "T"
     ),
+    "shades": lambda: plot.confusion(np.repeat(list("abcd"), 9), np.array(list("abc" * 12)), "T"),
     "confusion": lambda: plot.confusion(GROUPS, GROUPS[::-1], "T"),
     "cells": lambda: plot.cells(
         XY, {"truth": GROUPS, "gene": np.arange(40)}, "T", XY + 1, GROUPS == "a"
@@ -54,6 +58,37 @@ def test_every_figure_has_its_title_and_can_be_drawn(name, tmp_path):
     figure = FIGURES[name]()
     figure.savefig(tmp_path / "figure.svg")
     assert figure.get_suptitle() == "T"
+
+
+# What the book's dark theme makes of a colour: invert(1) hue-rotate(180deg).
+TURN = np.array([[-0.574, 1.430, 0.144], [0.426, 0.430, 0.144], [0.426, 1.430, -0.856]])
+DARK = "#121212"
+
+
+def turned(colour):
+    return np.clip(TURN @ (1 - np.array(to_rgb(colour))), 0, 1)
+
+
+def ground(text):
+    """Give the colour of the heat map's cell that a text stands in; None beside one."""
+    for mesh in text.axes.collections if text.axes and text in text.axes.texts else ():
+        if isinstance(mesh, QuadMesh):
+            column, row = map(int, text.get_position())
+            *colour, alpha = mesh.to_rgba(mesh.get_array())[row, column]
+            return tuple(colour) if alpha else None  # nothing is drawn where there is no number
+    return None
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_every_word_is_read_in_both_themes(name):
+    figure = FIGURES[name]()
+    figure.draw_without_rendering()
+    words = [text for text in figure.findobj(Text) if text.get_text().strip()]
+    assert len(words) > 2
+    for text in words:
+        behind, ink = ground(text), text.get_color()
+        assert contrast(ink, "white" if behind is None else behind) >= 4.5, text
+        assert contrast(turned(ink), DARK if behind is None else turned(behind)) >= 4.5, text
 
 
 def test_nothing_is_drawn_where_there_is_nothing_to_translate():

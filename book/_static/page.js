@@ -1,5 +1,16 @@
+// What scrolls can be reached and scrolled by keyboard; what does not scroll is no stop on the way.
 // A box above each folded table keeps the rows that hold all words typed into it.
 document.addEventListener("DOMContentLoaded", () => {
+  const scrolling = "main :is(.cell_output, .cell_output div, .drawing, .math, pre, .pst-scrollable-table-container)";
+  const stops = new ResizeObserver((boxes) => {
+    for (const { target } of boxes) {
+      const overflow = /auto|scroll/.test(getComputedStyle(target).overflow);
+      const wide = target.scrollWidth > target.clientWidth || target.scrollHeight > target.clientHeight;
+      if (overflow && wide) target.tabIndex = 0;
+      else target.removeAttribute("tabindex");
+    }
+  });
+  for (const box of document.querySelectorAll(scrolling)) stops.observe(box);
   for (const folded of document.querySelectorAll("details.scmoe-folded")) {
     const box = document.createElement("input");
     box.type = "search";

@@ -1,0 +1,12 @@
+"""The pages of the built book, and the widths that they are looked at."""
+
+from pathlib import Path
+
+import yaml
+
+BOOK = Path(__file__).parents[2] / "book"
+HTML = BOOK / "_build" / "html"
+PARTS = yaml.safe_load((BOOK.parent / "_toc.yml").read_text())["parts"]
+PAGES = ["index", *(chapter["file"] for part in PARTS for chapter in part["chapters"])]
+RUNS = [page for page in PAGES if page.startswith("runs/")]
+WIDTHS = {"desktop": 1280, "phone": 390}
