@@ -164,8 +164,7 @@
     maps.className = "scmoe-maps";
     const key = make("p", box);
     key.className = "scmoe-key";
-    const facts = make("dl", box);
-    facts.setAttribute("role", "status");
+    const facts = make("dl", make("div", box, "", { role: "status" }));
     const panels = Object.entries(data.places).map(([title, axes]) => panel(title, axes));
 
     function panel(title, axes) {
