@@ -41,6 +41,8 @@ DOCUMENTED = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 SIMULATION = dict(backbone="linear", setting="default", cells=500, genes=100, simulation=0)
 Natural = Annotated[int, Field(ge=0, lt=2**32)]
 Name = Annotated[str, Field(pattern=r"^[0-9]*[A-Za-z][A-Za-z0-9_.-]*$")]  # a part of a file's name
+Names = Annotated[list[str], Field(min_length=1)]
+Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
 Place = Annotated[str, Field(min_length=1)] | Path | None
 VERSIONS = ["scmoe", "torch", "numpy", "scipy", "pandas", "scikit-learn", "anndata", "mudata"]
 
@@ -60,8 +62,8 @@ class Run:
     fold: Natural | Name = 0
     seed: Natural = 0
     epochs: Count | None = None
-    modalities: Annotated[list[str], Field(min_length=1)] | None = None
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+    modalities: Names | None = None
+    device: Device = "auto"
     threads: Count | None = None
     data_root: Place = None
     allow_standin: bool = True
