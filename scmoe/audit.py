@@ -107,15 +107,21 @@ def audit(
 
 
 def write_report(table: pd.DataFrame, path: str | Path) -> Path:
-    """Write what `audit` gave as a page of HTML; a `path` of another ending is a `DataError`."""
+    """Write what `audit` gave as a page; a `path` not of .html or .md is a `DataError`."""
     path, told = Path(path), table.attrs
-    expect(path.suffix == ".html", "path", str(path), "a name that ends in .html")
+    expect(path.suffix in (".html", ".md"), "path", str(path), "a name that ends in .html or .md")
     counts = table["verdict"].replace("", "cost").value_counts()
     parts = [f"{told['data']}, {told['cells']}", *(f"{n} {what}" for what, n in counts.items())]
     caption = html.escape(f"Audit of {told['model']}: {'; '.join(parts)}.")
-    shown = table.style.hide().set_caption(caption).format(precision=3, na_rep="", escape="html")
+    if path.suffix == ".md":
+        plain = table.map(lambda v: html.escape(v).replace("|", "&#124;") if type(v) is str else v)
+        shown = plain.to_markdown(index=False, floatfmt=".3g", missingval="")
+        page = f"{caption}\n\n{shown}\n"
+    else:
+        style = table.style.hide().set_caption(caption)
+        page = style.format(precision=3, na_rep="", escape="html").to_html(doctype_html=True)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(shown.to_html(doctype_html=True), encoding="utf-8")
+    path.write_text(page, encoding="utf-8")
     return path
 
 

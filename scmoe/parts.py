@@ -307,7 +307,8 @@ class Part(Translator):
         found, rows = [], []
         for part in np.array_split(np.arange(n), -(-n // SAMPLE)):
             (some,) = cells.take([part])
-            found.append(self._scores(some, wanted))
+            scores, present = self._scores(some, wanted)
+            found.append(({m: z.astype(np.float32) for m, z in scores.items()}, present))
             rows.append(mdata.obs_names.get_indexer(some.obs_names))
         (scores, present), rows = _joined(found), np.concatenate(rows)
         if len(rows) == n:

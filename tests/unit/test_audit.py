@@ -217,6 +217,10 @@ def test_the_report_is_a_page_with_names_as_text(split, tmp_path):
     page = scmoe.write_report(table, tmp_path / "audit.html").read_text()
     assert "<script>" not in page and "&lt;script&gt;" in page
     assert page.count("<tr>") == len(table) + 1 and "Audit of" in page
+    text = scmoe.write_report(table, tmp_path / "audit.md").read_text()
+    assert "<script>" not in text and text.startswith("Audit of &lt;script&gt;|x")
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert len(rows) == len(table) + 2 and {row.count("|") for row in rows} == {8}
     with pytest.raises(scmoe.data.DataError, match="path"):
         scmoe.write_report(table, tmp_path / "audit.pdf")
 
