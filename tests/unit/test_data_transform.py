@@ -415,7 +415,8 @@ def test_rows_are_taken_from_a_file_in_the_order_asked_for(rng, tmp_path, layout
     order = rng.permutation(3000)
     parts = [order[:1000], order[1000:1001], order[1500:], order[:0]]
     backed = anndata.read_h5ad(tmp_path / "x.h5ad", backed="r")
-    for rows, taken in zip(parts, take_rows(backed.X, parts), strict=True):
+    for rows in parts:
+        taken = take_rows(backed.X, rows)
         assert taken.dtype == np.float32
         assert np.array_equal(dense(taken), dense(X)[rows])
 
