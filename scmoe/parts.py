@@ -9,7 +9,6 @@ from itertools import combinations, permutations
 import numpy as np
 import pandas as pd
 from mudata import MuData
-from scipy import sparse
 from scipy.optimize import minimize, nnls
 from scipy.special import log_softmax, softmax
 from sklearn.metrics import confusion_matrix
@@ -294,7 +293,8 @@ class Part(Translator):
             raise DataError(
                 f"modality {missing[0]!r} is not in this MuData (it has {', '.join(mdata.mod)})."
             )
-        if mdata.n_obs > SAMPLE:
+        components = all(isinstance(its, Components) for its in self.components_.values())
+        if mdata.n_obs > SAMPLE and components:
             return self._scores_in_parts(mdata, wanted)
         matrices, has = self._matrices(mdata, wanted)
         present = np.zeros((mdata.n_obs, len(self.modalities_)), bool)
@@ -303,20 +303,18 @@ class Part(Translator):
         return self._components_of(matrices, has), present
 
     def _scores_in_parts(self, mdata: MuData, wanted: list[str]):
-        cells, n = Cells.of(mdata), mdata.n_obs
-        found, rows = [], []
+        """The same, so many cells at a time, into arrays of single precision."""
+        cells, n = Cells(mdata.obs, {m: mdata.mod[m] for m in wanted}), mdata.n_obs
+        scores, present = {}, np.zeros((n, len(self.modalities_)), bool)
         for part in np.array_split(np.arange(n), -(-n // SAMPLE)):
             (some,) = cells.take([part])
-            scores, present = self._scores(some, wanted)
-            found.append(({m: z.astype(np.float32) for m, z in scores.items()}, present))
-            rows.append(mdata.obs_names.get_indexer(some.obs_names))
-        (scores, present), rows = _joined(found), np.concatenate(rows)
-        if len(rows) == n:
-            return scores, present
-        place = sparse.csr_matrix(
-            (np.ones(len(rows), np.float32), (rows, np.arange(len(rows)))), (n, len(rows))
-        )
-        return {m: place @ z for m, z in scores.items()}, (place @ present).astype(bool)
+            rows = part[mdata.obs_names[part].get_indexer(some.obs_names)]
+            found, present[rows] = self._scores(some, wanted)
+            for m, z in found.items():
+                if m not in scores:
+                    scores[m] = np.zeros((n, z.shape[1]), np.float32)
+                scores[m][rows] = z
+        return scores, present
 
     def _components_of(self, matrices: dict, has: dict) -> dict[str, np.ndarray]:
         """Scores by modality ``(n_cells, p)``, zero where a cell lacks it."""

@@ -6,6 +6,7 @@ import pytest
 import scmoe
 from scmoe import parts
 from scmoe.data import split_mudata
+from scmoe.data.cells import make_mudata
 from tests.conftest import make_tiny
 
 CONFIG = scmoe.Config().replace(members=2, d=16, n_experts=2, hidden=16, epochs=2, batch_size=16)
@@ -36,6 +37,17 @@ def test_cells_in_blocks_have_the_components_of_all_at_once(split, monkeypatch):
     said = model.predict(split.test).drop(columns="group")
     monkeypatch.undo()
     np.testing.assert_allclose(model.predict(split.test).drop(columns="group"), said, atol=1e-5)
+
+
+def test_cells_in_blocks_may_all_lack_a_modality_and_others_are_not_read(split, monkeypatch):
+    model = fitted(split)
+    mod = {name: split.train[name] for name in split.train.mod}
+    cells = make_mudata(mod | {"protein": mod["protein"][30:].copy()}, split.train.obs)
+    whole = model.translate(cells, "rna", "protein")
+    monkeypatch.setattr(parts, "SAMPLE", 17)
+    cells["rna"].X.data[:] = np.nan  # the target, and in blocks of which some have no source at all
+    np.testing.assert_allclose(model.translate(cells, "rna", "protein"), whole, atol=1e-4)
+    assert np.isnan(whole[:30]).all() and np.isfinite(whole[30:]).all()
 
 
 def test_the_linear_part_learns_from_the_sample_and_the_network_from_all(split, few):
