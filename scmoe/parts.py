@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from itertools import combinations, permutations
@@ -314,6 +315,8 @@ class Part(Translator):
                 if m not in scores:
                     scores[m] = np.zeros((n, z.shape[1]), np.float32)
                 scores[m][rows] = z
+            del some, found
+            gc.collect()  # an AnnData refers to itself, and would hold its values for long
         return scores, present
 
     def _components_of(self, matrices: dict, has: dict) -> dict[str, np.ndarray]:
