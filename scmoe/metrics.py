@@ -23,7 +23,7 @@ NAMES = {  # metric: its title, in the order in which tables have them
     "ari": "ARI", "nmi": "NMI", "ece": "calibration error", "r2": "R²", "r2_median": "median R²",
     "pearson": "correlation", "auroc": "AUROC", "auprc": "AUPRC",
 }  # fmt: skip
-CHUNK = 2048  # cells (or features, for ranks) held dense at a time
+CHUNK = 256  # features held dense at a time, for ranks
 
 
 def classification_metrics(truth, predicted, probabilities=None) -> dict[str, float]:
@@ -276,9 +276,9 @@ def _labels(mdata, label_key) -> np.ndarray:
 
 
 def _chunks(truth, predicted):
-    """Dense float64 arrays of at most CHUNK cells, and which entries count; the others are 0."""
-    for start in range(0, truth.shape[0], CHUNK):
-        t, p = truth[start : start + CHUNK], predicted[start : start + CHUNK]
+    """Dense float64 arrays of some cells each, and which entries count; the others are 0."""
+    for start, p in row_blocks(predicted):
+        t = truth[start : start + len(p)]
         t = np.asarray(t.toarray() if sparse.issparse(t) else t, float)
         p, missing = np.asarray(p, float), np.isnan(t)
         if missing.any():
