@@ -11,7 +11,7 @@ from scipy import sparse
 from sklearn import metrics as sk
 
 from scmoe import metrics
-from scmoe.data import DataError
+from scmoe.data import DataError, blocks
 
 
 def random_translation(seed, n=60, f=7):
@@ -38,7 +38,7 @@ def test_sparse_truth_scores_as_dense_truth_and_is_never_densified_whole(monkeyp
     truth = sparse.random(50, 9, 0.3, random_state=0, format="csr")
     predicted = np.random.default_rng(0).normal(size=truth.shape)
     expected = metrics.translation_metrics(truth.toarray(), predicted)
-    monkeypatch.setattr(metrics, "CHUNK", 8)
+    monkeypatch.setattr(blocks, "BLOCK_ENTRIES", 8 * 9)
     whole = sparse.csr_matrix.toarray
     sizes = []
     monkeypatch.setattr(
