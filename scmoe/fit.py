@@ -23,6 +23,7 @@ from scmoe.config import TrainConfig
 from scmoe.nn.cells import Cells
 from scmoe.nn.network import Network
 from scmoe.progress import Progress
+from scmoe.ranks import average, rank, share, world
 from scmoe.step import Step
 
 EXTREME = 1e4  # a scaled value this large is no measurement
@@ -45,6 +46,10 @@ def fit(
     fingerprint: str = "",
 ) -> tuple[pd.DataFrame, dict[str, Tensor] | None]:
     """Train ``network`` in place and leave each member with the weights of its best epoch.
+
+    In a process group (:mod:`torch.distributed`), each of its processes takes a share of every
+    batch, which has as many times more cells; all end with the same weights, and the first alone
+    saves and shows how far they are.
 
     Parameters
     ----------
@@ -94,22 +99,23 @@ def fit(
             "slower than float32: precision='float32' trains faster here.",
             stacklevel=2,
         )
-    keep = Checkpoint(
-        checkpoint, fingerprint + json.dumps(asdict(config), sort_keys=True) + str(seed)
-    )
+    fingerprint += json.dumps(asdict(config), sort_keys=True) + str(seed)
+    fingerprint += f" {world()} processes" if world() > 1 else ""
+    keep = Checkpoint(checkpoint if rank() == 0 else None, fingerprint)
     optimiser = torch.optim.AdamW(
         network.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True
     )
     run = _Run(network, optimiser)
-    run.restore(keep.load())
+    run.restore(share(lambda _: keep.load(), [None])[0])
     learned = [(fold != k).nonzero()[:, 0] for k in range(network.config.members)]
     n_cells = min(map(len, learned))  # members whose share is larger leave a few out, by turns
-    n_batches = max(1, round(n_cells / config.batch_size))
+    alone = max(1, round(n_cells / config.batch_size))  # steps an epoch, of a single process
+    n_batches = math.ceil(alone / world())
     epochs = config.epochs
     if config.max_steps:
-        epochs = min(epochs, math.ceil(config.max_steps / n_batches))
+        epochs = min(epochs, math.ceil(config.max_steps / alone))
     done = len(run.history) * n_batches + len(run.losses)
-    report = Progress(progress, epochs, n_batches, n_cells, done)
+    report = Progress(progress and rank() == 0, epochs, n_batches, n_cells, done)
 
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=_cuda(cells.device)))
@@ -132,20 +138,25 @@ def fit(
                     part = ((epoch - 1) * n_batches + len(run.losses)) / (epochs * n_batches)
                     for group in optimiser.param_groups:
                         group["lr"] = config.lr * (1 + math.cos(math.pi * part)) / 2
+                if world() > 1:  # no two draw alike, and again the same after an interruption
+                    torch.manual_seed(hash((seed, epoch, len(run.losses), rank())))
                 optimiser.zero_grad(set_to_none=True)
-                loss, detail = step(index)
+                loss, detail = step(index[:, rank() :: world()])
                 loss.sum().backward()
+                report.step(epoch)
+                losses = torch.stack([loss, *detail.values()]).detach()
+                stop = average([losses, *_gradients(network)], bool(stopping))
                 clip_gradients(network, config.clip)
                 optimiser.step()
-                run.losses.append(torch.stack([loss, *detail.values()]).detach())
+                run.losses.append(losses)
                 run.names = ["loss", *(_named(name, modalities) for name in detail)]
-                report.step(epoch)
-                if stopping or keep.due:
+                if stop or keep.due:
                     _check_finite(run, epoch, step, batches, modalities)
                     keep.save(*run.state(cells.device))
-                if stopping:
+                if stop:
                     where = f"in epoch {epoch}, after step {len(run.losses)} of {n_batches}"
-                    raise KeyboardInterrupt(f"Stopped by signal {stopping[0]} {where}.")
+                    number = stopping[0] if stopping else "to another process"
+                    raise KeyboardInterrupt(f"Stopped by signal {number} {where}.")
             values = _check_finite(run, epoch, step, batches, modalities)
             means = values.mean((0, 2)).tolist()
             row = {"epoch": epoch, **dict(zip(run.names, means, strict=True))}
@@ -254,13 +265,17 @@ class _Run:
 @torch.no_grad()
 def clip_gradients(network: Network, limit: float) -> None:
     """Clip every gradient's values to ``±limit``, in one pass over a CPU's memory."""
-    gradients = [p.grad for p in network.parameters() if p.grad is not None]
+    gradients = _gradients(network)
     if any(g.device.type != "cpu" for g in gradients):
         torch._foreach_clamp_min_(gradients, -limit)
         torch._foreach_clamp_max_(gradients, limit)
         return
     for gradient in gradients:
         gradient.clamp_(-limit, limit)
+
+
+def _gradients(network: Network) -> list[Tensor]:
+    return [p.grad for p in network.parameters() if p.grad is not None]
 
 
 @contextmanager

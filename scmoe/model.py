@@ -26,6 +26,7 @@ from scmoe.keep import DAMAGED, digest, probe, read_json, recover, replaced
 from scmoe.method import Components
 from scmoe.networks import Experts, Features, below, choose_device
 from scmoe.parts import Known, OutOfFold, Part
+from scmoe.ranks import world
 
 FORMAT = 4  # of a saved model
 PRIOR_CELLS = 20.0  # how many cells speak for equal weights of both parts
@@ -81,7 +82,7 @@ class ScMoE(Part):
             self.weights_ = self._tidy({task: 1.0 for task in [None, *self.pairs]})
             return None
         self.linear._share(self.experts)
-        if len(known.fold) < THREADED_CELLS or torch.get_num_threads() < 2:
+        if len(known.fold) < THREADED_CELLS or torch.get_num_threads() < 2 or world() > 1:
             ours = self.experts._fit(known, device, progress, checkpoint)
             other = self.linear._fit(known, device, progress, None)
         else:  # operations are too small to share: each part has a thread of its own

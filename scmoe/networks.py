@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from functools import partial
 
@@ -337,7 +338,10 @@ def choose_device(name: str | torch.device) -> torch.device:
         If CUDA is asked for where there is none, or any but CUDA and the CPU.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        number = os.environ.get("LOCAL_RANK")  # torchrun's: each process has a GPU of its own
+        return torch.device("cuda" if number is None else f"cuda:{number}")
     if not re.fullmatch(r"cpu|cuda(:\d+)?", str(name)):
         raise ValueError(f"device={name!r} must be 'auto', 'cpu', 'cuda' or 'cuda:<number>'.")
     device = torch.device(name)

@@ -11,6 +11,7 @@ from scmoe.config import TrainConfig
 from scmoe.nn import losses
 from scmoe.nn.cells import Batch, Cells
 from scmoe.nn.network import Encoded, Network
+from scmoe.ranks import share
 
 EVAL_BATCH = 512
 
@@ -65,22 +66,27 @@ class Step:
         if not rows.shape[1]:
             return {"loss": torch.full((len(rows),), math.nan)}
         self.network.eval()
-        sums, total = {}, real.sum(1)
-        for start in range(0, rows.shape[1], EVAL_BATCH):
-            there = real[:, start : start + EVAL_BATCH]
-            batch = self.cells.batch(rows[:, start : start + EVAL_BATCH])
-            padding = ~there.to(batch.present.device)
-            batch.present.masked_fill_(padding[..., None], False)
-            if batch.labels is not None:
-                batch.labels.masked_fill_(padding, -1)
-            with self._precision():
-                joint = alone = self.network.encode(batch.x, batch.present)
-                if self.network.config.attention and not self.config.target_visible:
-                    alone = self.network.encode(batch.x, batch.present, "alone")
-            loss, parts = self._losses(batch, joint, alone)
-            for name, value in {"loss": loss, **parts}.items():
-                sums[name] = sums.get(name, 0.0) + value.float().cpu() * there.sum(1)
-        return {name: value / total for name, value in sums.items()}
+        starts, sums = range(0, rows.shape[1], EVAL_BATCH), {}
+        for part in share(self._held_out_losses, starts):
+            for name, value in part.items():
+                sums[name] = sums.get(name, 0.0) + value
+        return {name: value / real.sum(1) for name, value in sums.items()}
+
+    def _held_out_losses(self, start: int) -> dict[str, Tensor]:
+        """Sums ``(K,)`` over some of the cells held out."""
+        rows, there = (v[:, start : start + EVAL_BATCH] for v in self.held_out)
+        batch = self.cells.batch(rows)
+        padding = ~there.to(batch.present.device)
+        batch.present.masked_fill_(padding[..., None], False)
+        if batch.labels is not None:
+            batch.labels.masked_fill_(padding, -1)
+        with self._precision():
+            joint = alone = self.network.encode(batch.x, batch.present)
+            if self.network.config.attention and not self.config.target_visible:
+                alone = self.network.encode(batch.x, batch.present, "alone")
+        loss, parts = self._losses(batch, joint, alone)
+        n = there.sum(1)
+        return {name: value.float().cpu() * n for name, value in {"loss": loss, **parts}.items()}
 
     def _losses(self, batch: Batch, joint: Encoded, alone: Encoded):
         network, c = self.network, self.config

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from contextlib import contextmanager
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -23,6 +24,7 @@ from sklearn.metrics.pairwise import euclidean_distances
 from threadpoolctl import threadpool_limits
 
 from scmoe.parts import Known, OutOfFold, Part, Subset
+from scmoe.ranks import share
 
 HEAD_COMPONENTS = 100
 INVERSE_PENALTIES = (0.003, 0.01, 0.03, 0.1, 0.3)  # of scores with mean square 1
@@ -69,12 +71,8 @@ class Linear(Part):
         known = known.few()
         m = len(self.modalities_)
         subsets = [(i,) for i in range(m)] + ([tuple(range(m))] if m > 1 else [])
-        self.heads_, views = [], []
-        for reads in subsets:
-            for make in (_logistics, _discriminants):
-                head, logs = self._head(known, reads, make)
-                self.heads_.append(head)
-                views.append(logs)
+        kinds = product(subsets, (_logistics, _discriminants))
+        self.heads_, views = zip(*share(lambda its: self._head(known, *its), kinds), strict=True)
 
         def of(rows, subset):
             kept = (set(head.reads) <= set(subset) for head in self.heads_)
@@ -85,9 +83,9 @@ class Linear(Part):
             name: [self._kernel(z[known.present[:, i], :q]) for q in KERNEL_COMPONENTS]
             for i, (name, z) in enumerate(known.scores.items())
         }
-        self.maps_, held_out = {}, {}
-        for pair in self.pairs:
-            self.maps_[pair], held_out[pair] = self._regression(known, *pair)
+        told = share(lambda pair: self._regression(known, *pair), self.pairs)
+        self.maps_ = {pair: maps for pair, (maps, _) in zip(self.pairs, told, strict=True)}
+        held_out = {pair: out for pair, (_, out) in zip(self.pairs, told, strict=True)}
         return OutOfFold(self._by_pattern(known.present, of), held_out)
 
     # --- groups ---
