@@ -84,7 +84,7 @@ def summary(records: pd.DataFrame) -> str:
     ordered pairs of modalities (target ← source, one source).
     """
     lines = [
-        "| data set | made from | scMoE | linear part | best other | R²: scMoE | ridge |",
+        "| data set | made from | scMoE | scMoE linear | best other | R²: scMoE | ridge |",
         "|---|---|--:|--:|---|--:|--:|",
     ]
     for dataset, rows in records.groupby("dataset", sort=False):

@@ -7,9 +7,11 @@ A notebook is downloaded without its outputs, which its page shows.
 Scripts of Thebe (cells that run on a remote server) are wanted on no page, the search's on one;
 the others wait until the page is there.
 What Sphinx and pandas write against the rules of HTML and ARIA is mended.
+Folded code that shows nothing stands below what a page says first; words in tables start left.
 """
 
 import re
+from itertools import zip_longest
 from pathlib import Path
 from urllib.parse import quote
 
@@ -75,6 +77,18 @@ def mend(page: BeautifulSoup) -> None:
     for cell in page.select("th"):
         if not cell.get_text(strip=True):  # the corner of a table, or a name given once for many
             cell.name = "td"
+    for table in page.select("table.dataframe"):
+        lines = [line.find_all(["th", "td"], recursive=False)[::-1] for line in table.select("tr")]
+        for column in zip_longest(*lines):  # from the right: a name on the left may span lines
+            cells = [cell for cell in column if cell]
+            if any(c.find_parent("tbody") and re.search(r"[^\W\d_]{2}", c.text) for c in cells):
+                for cell in cells:
+                    cell["class"] = "scmoe-words"
+    silent = "div.cell:has(> details.hide):not(:has(.cell_output))"
+    for first in page.select("article > section > section:first-of-type"):
+        lead = first.find_previous_siblings("div", "cell")[::-1]
+        for cell in filter(lambda cell: cell.css.match(silent), lead):
+            first.insert_before(cell.extract())
     for entry in page.select("[role=doc-biblioentry]"):
         entry["role"] = "listitem"
     for parameters in page.select("dt.sig > dl"):

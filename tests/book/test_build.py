@@ -141,6 +141,22 @@ def test_icons_are_those_that_pages_use_and_figures_have_a_size(tmp_path):
     assert "0%200%205%206" in style and "M2z" in style
 
 
+def test_silent_code_stands_below_the_lead_and_words_in_tables_start_left():
+    code, row = "<div class='cell'><details class='hide'></details>{}</div>", "<tr>{}</tr>"
+    told = "<div class='cell_output'></div>"
+    body = row.format("<th>a</th><td>1.2</td><td>words here</td>")
+    page = build.BeautifulSoup(
+        f"<article><section id=all><h1></h1>{code.format('')}<p id=answer></p>{code.format(told)}"
+        f"<section id=first>{code.format('')}</section></section></article><table class=dataframe>"
+        f"<thead>{row.format('<th></th><th>x</th><th>why</th>')}</thead><tbody>{body}</tbody></table>",
+        "html.parser",
+    )
+    light.mend(page)
+    order = [tag.get("id") or str(tag.find(class_="cell_output")) for tag in page.section.contents]
+    assert order == ["None", "answer", '<div class="cell_output"></div>', "None", "first"]
+    assert [cell.text for cell in page.select(".scmoe-words")] == ["why", "words here"]
+
+
 def test_links_to_the_repository_come_from_one_setting_or_not_at_all(monkeypatch):
     config = SimpleNamespace(html_theme_options={})
     monkeypatch.delenv("SCMOE_REPOSITORY", raising=False)

@@ -48,9 +48,12 @@ def test_page_is_whole_without_a_network_and_fits_its_window(visit, name, width)
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_run_page_shows_figures(visit, name):
+def test_run_page_shows_figures_and_answers_before_it_shows_code(visit, name):
     page = visit(name)
     assert page.locator("div.cell_output img, div.cell_output svg").count() > 0
+    lead = page.locator("article > section > p, article > section > .cell .cell_output")
+    top = page.locator("main details.hide").first.bounding_box()["y"]
+    assert top > lead.nth(1).bounding_box()["y"]  # the first is the question
 
 
 @pytest.mark.parametrize("name", RUNS)

@@ -43,8 +43,8 @@ def test_it_is_stripped(template):
 def test_it_opens_with_its_title_and_question(template):
     first = cells(template)[0]
     assert first["cell_type"] == "markdown"
-    assert re.match(r"# .+\n\n\*\*Question\.\*\* ", source(first))
-    assert source(first).rstrip().endswith("?")
+    answer = r"(\n\n(\*\*In this run\.\*\* )?{glue:md}.+)?"  # its sentences come from below
+    assert re.fullmatch(r"# .+\n\n\*\*Question\.\*\* (?s:.+?)\?" + answer, source(first).rstrip())
 
 
 def test_it_has_all_parameters_with_usable_defaults(template):
