@@ -7,9 +7,11 @@ import itertools
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from tempfile import mkdtemp
 
 import numpy as np
 from scipy import sparse
@@ -20,6 +22,7 @@ except ImportError:  # Windows: what killed writers left is not told from what l
     fcntl = None
 
 DAMAGED = (ValueError, LookupError, TypeError, AttributeError, RecursionError, IsADirectoryError)
+ABANDONED = 24 * 3600  # seconds after which a writer counts as killed where it holds no lock
 LARGEST = 1 << 28  # bytes of JSON; 100,000 names of features take a hundredth
 
 
@@ -37,52 +40,71 @@ def replaced(path: str | os.PathLike) -> Iterator[Path]:
         yield new
         for part in [new, *new.rglob("*")] if new.is_dir() else [new]:
             _sync(part)
-        if new.is_dir() and path.exists():
-            os.rename(path, draft / "old")
-        os.replace(new, path)
+        while not _put(new, path, draft / "old"):
+            pass  # without locks, another one was here in between
+        shutil.rmtree(draft / "old", ignore_errors=True)
         _sync(path.parent)
+
+
+def _put(new: Path, path: Path, old: Path) -> bool:
+    """Rename into place what is new; False where something came there just now."""
+    folder = new.is_dir()
+    if folder and path.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        with suppress(FileNotFoundError):
+            os.rename(path, old)
+    try:
+        os.replace(new, path)
+    except OSError:
+        if folder and path.exists():
+            return False
+        raise
+    return True
 
 
 def recover(path: str | os.PathLike) -> None:
     """Put back what a killed writer had moved aside of `path`, and remove what else it left."""
-    draft = _draft(Path(path))
-    if draft.exists():
-        swapping = (draft / "old").exists()  # a live one is about to put the new in place
-        with suppress(OSError), _alone(Path(path), wait=swapping):
-            pass  # else it is at work, gone by now, or not ours to change
+    path = Path(path)
+    with suppress(OSError):  # at work, gone by now, or not ours to change
+        if (drafts := _drafts(path)).exists():
+            swapping = any(drafts.glob("*/old"))  # a live one is about to put the new in place
+            with _alone(path, wait=swapping):
+                pass
 
 
-def _draft(path: Path) -> Path:
-    return path.with_name(f".{path.name}.partial")
+def _drafts(path: Path) -> Path:
+    return path.with_name(f".{path.name}.drafts")
 
 
 @contextmanager
 def _alone(path: Path, wait: bool) -> Iterator[Path]:
-    """Give an empty folder beside `path` to one process at a time, for as long as that lives.
+    """Give an empty folder near `path`, to one process at a time, for as long as that lives.
 
-    Where nothing can be locked, writers are not kept apart.
+    Where nothing can be locked writers are not kept apart, but neither do they touch what another
+    one has there, unless that has lain for a day.
     """
-    draft, lock = _draft(path), None
-    while lock is None:
-        draft.mkdir(exist_ok=True)
-        with suppress(FileNotFoundError):  # another one has just removed it
-            lock = _lock(draft, wait)
-    try:
-        _put_back(path, draft)
-        for left in draft.iterdir():
-            shutil.rmtree(left) if left.is_dir() else left.unlink()
-        yield draft
-    finally:
-        _put_back(path, draft)  # should this fail, the next one does it
-        shutil.rmtree(draft, ignore_errors=True)
-        if lock >= 0:
-            os.close(lock)
+    drafts, draft = _drafts(path), None
+    with ExitStack() as stack:
+        while draft is None:
+            drafts.mkdir(exist_ok=True)
+            with suppress(FileNotFoundError):  # another one has just removed it
+                if (lock := _lock(drafts, wait)) is not None:
+                    stack.callback(os.close, lock)
+                _tidy(path, drafts, alone=lock is not None)
+                draft = Path(mkdtemp(dir=drafts))
+        try:
+            yield draft
+        finally:
+            _tidy(path, drafts, alone=False)  # should this fail, the next one does it
+            shutil.rmtree(draft, ignore_errors=True)
+            with suppress(OSError):
+                drafts.rmdir()
 
 
-def _lock(folder: Path, wait: bool) -> int:
-    """Lock a folder that is still there; give what to close, or -1 where nothing can be locked."""
+def _lock(folder: Path, wait: bool) -> int | None:
+    """Lock a folder that is still there; give what to close, or None where nothing can be."""
     if fcntl is None:
-        return -1
+        return None
     lock = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
@@ -93,12 +115,20 @@ def _lock(folder: Path, wait: bool) -> int:
         os.close(lock)
         if isinstance(error, BlockingIOError | FileNotFoundError):
             raise
-        return -1
+        return None
 
 
-def _put_back(path: Path, draft: Path) -> None:
-    if (draft / "old").exists() and not path.exists():
-        os.rename(draft / "old", path)
+def _tidy(path: Path, drafts: Path, alone: bool) -> None:
+    """Put back what was moved aside of `path`; remove what is nobody's, by its age if need be."""
+    for left in drafts.iterdir():
+        try:
+            if (left / "old").exists() and not path.exists():
+                os.rename(left / "old", path)
+            if alone or time.time() - left.stat().st_mtime > ABANDONED:
+                shutil.rmtree(left, ignore_errors=True)
+        except OSError:
+            if left.exists() and not path.exists():
+                raise  # else another one was quicker
 
 
 def set_aside(path: str | os.PathLike) -> Path:

@@ -1,5 +1,6 @@
 """Whatever stops a writer, and whenever: the old or the new is there, whole, and nothing else."""
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -11,9 +12,27 @@ import scipy.sparse as sp
 
 from scmoe import keep
 
+KEPT = {".place.tgz.drafts", "place.drafts", ".place.abc.drafts", ".place"}
 FORK = multiprocessing.get_context("fork") if hasattr(os, "fork") else None
 needs_fork = pytest.mark.skipif(FORK is None, reason="stops processes forked from this one")
 CALLS = ("mkdir", "rename", "replace", "fsync", "rmdir", "unlink")
+
+
+@pytest.fixture(params=["locks", "no locks"])
+def locks(request, monkeypatch) -> bool:
+    """Whether the file system has locks; if not, what killed writers left goes after a day."""
+
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "no locks available")
+
+    if request.param == "no locks":
+        monkeypatch.setattr(keep.fcntl, "flock", refuse)
+    return request.param == "locks"
+
+
+def a_day_later(folder: Path) -> None:
+    for left in folder.glob(".*.drafts/*"):
+        os.utime(left, times=(0, 0))
 
 
 def put(path: Path, text: str, kind: str) -> None:
@@ -61,7 +80,7 @@ def die_at(path: Path, kind: str, number: int) -> None:
 @needs_fork
 @pytest.mark.parametrize("kind", ["file", "folder"])
 @pytest.mark.parametrize("first", [True, False])
-def test_a_writer_killed_before_any_call_leaves_the_old_or_the_new(kind, first, tmp_path):
+def test_a_writer_killed_before_any_call_leaves_the_old_or_the_new(kind, first, locks, tmp_path):
     seen = set()
     for number in range(100):
         path = tmp_path / str(number) / "place"
@@ -77,6 +96,7 @@ def test_a_writer_killed_before_any_call_leaves_the_old_or_the_new(kind, first, 
             assert len(found) == 1  # not half of each
         else:
             assert first
+        locks or a_day_later(path.parent)
         put(path, "next", kind)
         assert held(path) == {"next"}
         assert [p.name for p in path.parent.iterdir()] == ["place"]
@@ -120,11 +140,12 @@ def test_a_writer_that_fails_at_any_call_leaves_the_old_or_the_new(kind, tmp_pat
 def write_often(path: Path, text: str, kind: str) -> None:
     for _ in range(60):
         put(path, text, kind)
+        keep.recover(path)  # as readers do
 
 
 @needs_fork
 @pytest.mark.parametrize("kind", ["file", "folder"])
-def test_writers_at_one_place_all_end_well(kind, tmp_path):
+def test_writers_at_one_place_all_end_well(kind, locks, tmp_path):
     path = tmp_path / "place"
     writers = [FORK.Process(target=write_often, args=(path, text, kind)) for text in "xyz"]
     for writer in writers:
@@ -137,13 +158,28 @@ def test_writers_at_one_place_all_end_well(kind, tmp_path):
 
 
 def test_only_what_a_writer_of_this_very_path_left_is_removed(tmp_path):
-    kept = {".place.tgz.partial", "place.partial", ".place.abc.partial", ".place"}
-    for name in [*kept, ".place.partial/new"]:
+    for name in [*KEPT, ".place.drafts/killed"]:
         (tmp_path / name).mkdir(parents=True)
     with keep.replaced(tmp_path / "place") as new:
         keep.recover(tmp_path / "place")  # the next one's: this one is at work
         new.write_text("whole")
-    assert {p.name for p in tmp_path.iterdir()} == kept | {"place"}
+    assert {p.name for p in tmp_path.iterdir()} == KEPT | {"place"}
+
+
+def test_without_locks_what_another_may_be_writing_is_left_alone_for_a_day(locks, tmp_path):
+    path = tmp_path / "place"
+    with keep.replaced(path) as new:
+        new.write_text("slow")
+        if not locks:  # else the second would wait for the first
+            put(path, "quick", "file")
+            assert held(path) == {"quick"}
+    assert held(path) == {"slow"}
+    (tmp_path / ".place.drafts" / "killed").mkdir(parents=True)
+    keep.recover(path)
+    assert (tmp_path / ".place.drafts").exists() != locks
+    a_day_later(tmp_path)
+    keep.recover(path)
+    assert [p.name for p in tmp_path.iterdir()] == ["place"]
 
 
 def test_what_is_put_aside_takes_no_ones_place(tmp_path):

@@ -103,7 +103,7 @@ def test_killed_while_it_saves_over_a_model_one_of_both_is_there(tmp_path):
         time.sleep(draw.uniform(0, 0.1))
         process.kill()
         process.join()
-        cut += any(path.name.endswith(".partial") for path in tmp_path.iterdir())
+        cut += any(path.name.endswith(".drafts") for path in tmp_path.iterdir())
         scmoe.ScMoE.load(place, "cpu")  # all of it is compared with its digest
         found.add(json.loads((place / "model.json").read_text())["tensors"])
     assert found == digests and cut  # or no kill fell into a save
