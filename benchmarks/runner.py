@@ -31,6 +31,7 @@ from benchmarks.common import RESULTS, rounded
 from benchmarks.record.ensembles import Boosting, KernelEnsemble
 from scmoe import baselines
 from scmoe.data import Split
+from scmoe.data.cells import Cells
 from scmoe.data.split import stratified
 from scmoe.networks import Experts
 from scmoe.record import peak_memory, source_hash
@@ -103,7 +104,7 @@ def some_of(split: Split, n: int, seed: int) -> Split:
     for name in ("train", "val"):
         cells = getattr(split, name)
         rows = stratified(cells.obs[split.label_key].astype(str).to_numpy(), n / total, seed)
-        parts[name] = cells[rows].copy()
+        (parts[name],) = Cells.of(cells).take([rows])
     return _with_groups(replace(split, **parts))
 
 
@@ -112,7 +113,8 @@ def nested(split: Split, seed: int) -> Split:
     train = split.train
     held_out = stratified(train.obs[split.label_key].astype(str).to_numpy(), 0.2, seed)
     rest = np.setdiff1d(np.arange(train.n_obs), held_out)
-    return _with_groups(replace(split, train=train[rest].copy(), test=train[held_out].copy()))
+    train, test = Cells.of(train).take([rest, held_out])
+    return _with_groups(replace(split, train=train, test=test))
 
 
 def _with_groups(split: Split) -> Split:

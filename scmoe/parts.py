@@ -20,6 +20,7 @@ from scmoe.data.cells import Cells
 from scmoe.method import MAX_TOLD, Components, Translator, inner_folds, stack
 
 SHIFTS = (0.5, 0.25, 0.75, 0.0, 1.0)  # shares of a group's log frequency that may be taken off
+SHARE_CELLS = 20.0  # how many cells a share has to win for each unit that it is off the first
 PRIOR_CELLS = 5.0  # how many cells speak for equal weights of all sources, or of all views
 CLUSTERED = 20  # leading components that clusters are looked for in
 MAX_SUBSETS = 4  # modalities of which every subset has weights of its own
@@ -165,13 +166,14 @@ class Part(Translator):
         """Choose how far rare groups are raised, and keep how to weigh several sources.
 
         The share is the one with the best mean of accuracy, balanced accuracy and macro F1 on cells
-        held out; the first of those that tie.
+        held out, drawn towards a half: among few cells, that mean is mostly chance.
         """
         rows = np.flatnonzero((known.labels >= 0) & known.held_out)
         if self.rare_.any() and len(rows):
             truth, logs = known.labels[rows], held_out.groups[rows]
             scores = {
                 shift: _group_scores(truth, (logs + shift * self.rare_).argmax(1))
+                - SHARE_CELLS / len(rows) * abs(shift - SHIFTS[0])
                 for shift in SHIFTS
             }
             self.rare_ = max(scores, key=scores.get) * self.rare_
