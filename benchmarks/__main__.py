@@ -1,10 +1,10 @@
 """Speed and memory of training, as ratios: `make bench`.
 
-    python -m benchmarks [epochs] [parts] [experts] [scaling] [gpu] [--tiny] [--out FOLDER]
+    python -m benchmarks [epochs] [parts] [experts] [scaling] [large] [gpu] [--tiny] [--out FOLDER]
 
-Each case is measured in a process of its own and leaves ``<out>/<case>.json``; named none, all that
-a CPU can do. ``--choose`` lets the sweep's winners into scmoe/nn/fastest.json, the table that
-``auto`` reads.
+Each case is measured in a process of its own and leaves ``<out>/<case>.json``; named none, all but
+``large`` and ``gpu``. ``--choose`` lets the sweep's winners into scmoe/nn/fastest.json, the table
+that ``auto`` reads.
 """
 
 import argparse
@@ -17,9 +17,11 @@ from pathlib import Path
 import torch
 
 from benchmarks import common
+from benchmarks.large import large
 from benchmarks.speed import epochs, experts, gpu, parts, scaling
 
-CASES = {case.__name__: case for case in (epochs, parts, experts, scaling, gpu)}
+CASES = {case.__name__: case for case in (epochs, parts, experts, scaling, large, gpu)}
+ASKED = ("large", "gpu")  # only where they are named: half an hour, or a device
 THREADS = 2
 
 
@@ -42,7 +44,7 @@ def main() -> None:
         common.write(asked.out / f"{asked.cases[0]}.json", tables, note)
         return
     flags = [word for word in sys.argv[1:] if word not in CASES]
-    for case in asked.cases or [name for name in CASES if name != "gpu"]:
+    for case in asked.cases or [name for name in CASES if name not in ASKED]:
         threads = os.environ | {"OMP_NUM_THREADS": str(THREADS), "MKL_NUM_THREADS": str(THREADS)}
         command = [sys.executable, "-m", "benchmarks", case, *flags]
         if subprocess.run(command, env=threads).returncode:

@@ -127,6 +127,32 @@ def ahead(found: pd.DataFrame, title: str, bar: float | None = None) -> Figure:
     return plot.legend(fig, 2)
 
 
+def project(measured: pd.DataFrame, sizes: Iterable[int], below: int) -> pd.DataFrame:
+    """Give what straight lines through the measured sizes `below` one say of other sizes.
+
+    Both tables have numbers of cells as index, and a column for each quantity.
+    """
+    few, sizes = measured[measured.index < below], list(sizes)
+    lines = {name: np.polyfit(few.index, few[name], 1) for name in measured}
+    told = {name: np.polyval(line, sizes) for name, line in lines.items()}
+    return pd.DataFrame(told, pd.Index(sizes, name="cells"))
+
+
+def on_paper(measured: pd.DataFrame, told: pd.DataFrame, below: int, title: str) -> Figure:
+    """Draw each quantity by number of cells: lines as `project` gives them, and what was measured.
+
+    A hollow mark is a size that no line was drawn through.
+    """
+    fig, axes = plot.figure(title, 1, len(told.columns), height=3.2)
+    for ax, name in zip(axes, told, strict=True):
+        ax.plot(told.index, told[name], "--", color="#888888", lw=1.2)
+        for rows, face in ((measured.index < below, None), (measured.index >= below, "none")):
+            ax.plot(measured.index[rows], measured[name][rows], "o", color="#0a5f96", mfc=face)
+        ax.set(xscale="log", yscale="log", title=name)
+        ax.set_xlabel("cells", fontsize=9)
+    return fig
+
+
 def _colour(method: str) -> str:
     return COLOURS.get(method) or method_colour(method)
 

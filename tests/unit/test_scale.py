@@ -2,6 +2,7 @@
 
 import json
 
+import pandas as pd
 import pytest
 
 from benchmarks import runner
@@ -56,3 +57,10 @@ def test_the_committed_curve_is_of_real_cells_and_of_one_recipe():
     assert table["sources"].nunique() == 1
     assert not set(table["source"]) & {"stand-in", "excerpt"}
     assert not table.duplicated(["set", "cells", "method", "seed"]).any()
+
+
+def test_straight_lines_through_small_sizes_say_what_large_ones_cost():
+    cells = pd.Index([10, 20, 40, 1000], name="cells")
+    measured = pd.DataFrame({"seconds": [3.0, 5.0, 9.0, 1e9]}, cells)  # the largest is not asked
+    told = scale.project(measured, [100, 1000], below=1000)
+    assert told["seconds"].tolist() == pytest.approx([21, 201])
