@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 import warnings
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, safe_open, save_file
@@ -24,6 +26,8 @@ class Checkpoint:
     """
 
     def __init__(self, folder: str | Path | None, fingerprint: str):
+        if not isinstance(folder, str | os.PathLike | None):
+            raise ValueError(f"checkpoint={folder!r}: it takes a folder, or None")
         self.path = None if folder is None else Path(folder) / "checkpoint.safetensors"
         self.fingerprint = fingerprint
         self.next = time.monotonic() + SAVE_EVERY
@@ -43,7 +47,9 @@ class Checkpoint:
             return None
         recover(self.path)
         if not self.path.exists():
-            return None
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with TemporaryFile(dir=self.path.parent):  # or fail now, not when it is time to save
+                return None
         try:
             tensors, note = _read(self.path)
         except (SafetensorError, *DAMAGED) as error:

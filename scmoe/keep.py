@@ -49,7 +49,7 @@ def replaced(path: str | os.PathLike) -> Iterator[Path]:
 def _put(new: Path, path: Path, old: Path) -> bool:
     """Rename into place what is new; False where something came there just now."""
     folder = new.is_dir()
-    if folder and path.exists():
+    if folder and os.path.lexists(path):
         shutil.rmtree(old, ignore_errors=True)
         with suppress(FileNotFoundError):
             os.rename(path, old)

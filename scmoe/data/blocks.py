@@ -32,6 +32,8 @@ def matrix(adata: AnnData):
     if (rows := rows_on_disk(adata)) is not None:
         return rows
     X = adata.X
+    if sp.issparse(X):
+        X.check_format()  # indices that lead nowhere would be followed
     if getattr(X, "format", "csr") == "csc":
         X = (X.to_memory() if hasattr(X, "to_memory") else X).tocsr()
     if sp.issparse(X) and not X.has_canonical_format:

@@ -198,21 +198,21 @@ def check_modality(adata: AnnData, name: str) -> Summary:
     check_unique(adata.var_names, name, "var_names")
     try:
         X = matrix(adata)
+        seen = None if X is None or X.dtype.kind not in "fiub" else summarise(X)
     except KeyError:  # a backed file without X
         X = None
-    except ValueError as error:  # a view of a file, reversed say, that anndata does not read
+    except ValueError as error:  # a view of a file, reversed say, or indices that lead nowhere
         raise DataError(
-            f"modality '{name}': this part of a file on disk cannot be read ({error}); "
+            f"modality '{name}': X cannot be read ({error}); of a part of a file on disk, "
             "read the file into memory, then take the part"
         ) from error
     if X is None:
         raise DataError(f"modality '{name}' has no X; put the measured values there")
-    if X.dtype.kind not in "fiub":
+    if seen is None:
         raise DataError(
             f"modality '{name}': X holds {X.dtype} values, not numbers; "
             "convert them, e.g. adata.X = adata.X.astype('float32')"
         )
-    seen = summarise(X)
     if seen.n_missing == seen.n_entries:
         raise DataError(f"modality '{name}': all values are missing (NaN); remove it")
     if max(-seen.smallest, seen.largest) > LARGEST or (seen.n_missing and is_sparse(X)):
@@ -237,9 +237,9 @@ def _refuse_unusable(X, adata: AnnData, name: str) -> None:
 
 
 def _check_labels(mdata: MuData, label_key: str) -> list[str]:
+    expect(isinstance(label_key, str), "label_key", label_key, "the name of a column, or None")
     if label_key not in mdata.obs:
         holders = [name for name, adata in mdata.mod.items() if label_key in adata.obs]
-        expect(isinstance(label_key, str), "label_key", label_key, "the name of a column, or None")
         remedy = "put the cells' groups there, or name their column with label_key"
         if holders:
             remedy = (

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import scipy.sparse as sp
 from anndata import AnnData
 
 from scmoe.data.blocks import row_blocks, values
@@ -73,6 +74,8 @@ def summarise(X) -> Summary:
     """Range, wholeness and share of zeros of a matrix, a block at a time."""
     seen, n_stored = Summary(int(np.prod(X.shape))), 0
     for _, block in row_blocks(X):
+        if sp.issparse(block):
+            block.check_format()  # of a file, nobody has before
         stored = values(block)
         if stored.dtype.kind == "f" and (missing := np.isnan(stored)).any():
             seen.n_missing += int(missing.sum())

@@ -11,9 +11,12 @@ from pathlib import Path
 
 import anndata
 import h5py
+import numpy as np
 import pandas as pd
+import scipy.sparse as sp
 import zarr
 from anndata import AnnData
+from anndata.abc import CSCDataset, CSRDataset
 from anndata.io import read_elem, sparse_dataset
 from mudata import MuData
 
@@ -62,7 +65,7 @@ def read(
         mod = {str(name): _open(part, backed) for name, part in source.items()}
         for name in (name for name, part in mod.items() if isinstance(part, MuData)):
             raise DataError(f"modality '{name}' is a whole MuData; give one of its modalities")
-    elif isinstance(source, Sequence) and not isinstance(source, str):
+    elif isinstance(source, Sequence) and not isinstance(source, str | bytes):
         mod = {}
         for i, part in enumerate(source):
             for name, adata in _by_type(
@@ -113,14 +116,25 @@ def _group(path: Path) -> h5py.File | zarr.Group:
 def _read_one(path: Path, backed: bool) -> AnnData:
     if backed:
         return _in_file(_group(path))
-    return (anndata.read_zarr if path.suffix == ".zarr" else anndata.read_h5ad)(path)
+    return _sound((anndata.read_zarr if path.suffix == ".zarr" else anndata.read_h5ad)(path))
 
 
 def _in_file(group) -> AnnData:
     """One modality whose X stays in its file, open for as long as it is used."""
     X = group["X"]
     held = {part: read_elem(group[part]) for part in ("obs", "var", "uns") if part in group}
-    return AnnData(X if on_disk(X) else sparse_dataset(X), **held)
+    return _sound(AnnData(X if on_disk(X) else sparse_dataset(X), **held))
+
+
+def _sound(adata: AnnData) -> AnnData:
+    """The same, if each row of a sparse matrix lies where it says; else a ValueError."""
+    if sp.issparse(adata.X):
+        adata.X.check_format()
+    elif isinstance(adata.X, CSRDataset | CSCDataset):
+        start = adata.X.group["indptr"][:]
+        if start[0] or (np.diff(start) < 0).any() or start[-1] != adata.X.group["indices"].shape[0]:
+            raise ValueError("its rows do not follow each other")
+    return adata
 
 
 def _read_mudata(path: Path, backed: bool) -> MuData:
@@ -129,8 +143,10 @@ def _read_mudata(path: Path, backed: bool) -> MuData:
     with nullcontext() if backed or path.suffix == ".zarr" else file:
         if file.attrs.get("axis", 0) != 0:
             raise DataError(f"{path}: modalities share features, not cells")
-        names = file["mod"].attrs.get("mod-order", list(file["mod"]))
-        mod = {name: element(file["mod"][name]) for name in names}
+        names = list(file["mod"].attrs.get("mod-order", file["mod"]))
+        if sorted(names) != sorted(file["mod"]):
+            raise ValueError(f"its mod-order, {some(names)}, is not of its modalities")
+        mod = {name: _sound(element(file["mod"][name])) for name in names}
         parts = ("obs", *ALIGNED, "uns", "obsmap")
         held = {part: read_elem(file[part]) for part in parts if part in file}
         if file.attrs.get("encoder") == MARK:

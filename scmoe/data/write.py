@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import quote, unquote
 
@@ -16,10 +17,11 @@ import pandas as pd
 from anndata import AnnData
 from anndata.io import write_elem
 from mudata import MuData
-from pandas.api.types import infer_dtype, is_object_dtype
+from pandas.api.types import infer_dtype, is_extension_array_dtype, is_object_dtype
 
 from scmoe.data.cells import prefixed
 from scmoe.data.check import DataError, check_cells, expect, expect_mudata
+from scmoe.data.screen import DEEPEST
 from scmoe.keep import replaced
 
 LIBVER = "v108"  # HDF5's older layout cannot hold the names of a table of more than 4,000 columns
@@ -41,8 +43,9 @@ def write(mdata: MuData, path: str | os.PathLike) -> Path:
     DataError
         Something in `uns`, say, that no file can hold; `check_writable` finds it beforehand.
     """
+    named = isinstance(path, str | os.PathLike) and Path(path).suffix == ".h5mu"
+    expect(named, "path", path, "a name that ends in .h5mu")
     path = Path(path)
-    expect(path.suffix == ".h5mu", "path", str(path), "a name that ends in .h5mu")
     with replaced(path) as part:
         with h5py.File(part, "w", libver=LIBVER, userblock_size=512) as file:
             _put(file, mdata)
@@ -89,6 +92,11 @@ def _elements(mdata: MuData) -> Iterator[tuple[tuple[str, ...], object]]:
 def _put_one(file: h5py.File, place: tuple, value, matrices: bool) -> None:
     """Write one part; a dict's entries one by one, so that an error can say which it is."""
     key = "/".join(map(escape, place))
+    if len(place) > DEEPEST or (
+        isinstance(value, Mapping) and len({str(name) for name in value}) < len(value)
+    ):
+        why = "lies too deep" if len(place) > DEEPEST else "has two keys of one name"
+        raise DataError(f"{'/'.join(place[:9])} cannot be written to a file: it {why}")
     if isinstance(value, Mapping):
         kind = "raw" if place[:1] + place[2:] == ("mod", "raw") else "dict"
         group = file.require_group(key)
@@ -96,17 +104,16 @@ def _put_one(file: h5py.File, place: tuple, value, matrices: bool) -> None:
         for name, part in value.items():
             _put_one(file, (*place, str(name)), part, matrices)
         return
-    if isinstance(value, pd.DataFrame):
-        value = _table(value)
-    elif isinstance(value, (tuple, set, frozenset)):
+    if isinstance(value, (tuple, set, frozenset)):
         value = list(value)
     numbers = getattr(getattr(value, "dtype", None), "kind", None) in tuple("fiub")
     if (value is None and place[-1] == "X") or (numbers and np.ndim(value) > 1 and not matrices):
         return
     try:
-        write_elem(file, key, value)
+        write_elem(file, key, _table(value) if isinstance(value, pd.DataFrame) else value)
     except Exception as error:
-        said = str(error).strip().splitlines()[0]
+        notes = [str(note).split(" of <")[0] for note in getattr(error, "__notes__", ())]
+        said = "; ".join([*str(error).strip().splitlines()[:1], *notes])
         raise DataError(
             f"{'/'.join(place)} cannot be written to a file: it is a {type(value).__name__} "
             f"({said}); remove it, or make it text or numbers"
@@ -117,7 +124,13 @@ def _table(frame: pd.DataFrame) -> pd.DataFrame:
     """The same table with names and types that a file can hold."""
     index = pd.Index(frame.index.astype(str).astype(object), name=frame.index.name)
     names = escaped(frame.columns, reserved=("_index", frame.index.name))
-    columns = {name: _column(frame.iloc[:, i]).set_axis(index) for i, name in enumerate(names)}
+    columns = {}
+    for i, name in enumerate(names):
+        try:
+            columns[name] = _column(frame.iloc[:, i]).set_axis(index)
+        except ValueError as error:
+            error.add_note(f"column '{name}'")
+            raise
     return pd.DataFrame(columns, index=index)
 
 
@@ -132,8 +145,10 @@ def _column(column: pd.Series) -> pd.Series:
         return column.cat.rename_categories(dtype.categories.astype(str))
     kind = infer_dtype(column, skipna=True)
     if is_object_dtype(dtype) and kind in TYPES:
-        return column.astype(TYPES[kind][column.isna().any()])
-    if is_object_dtype(dtype) and kind in NUMBERS:
+        with suppress(OverflowError):  # else as text
+            return column.astype(TYPES[kind][int(column.isna().any())])
+        kind = "large"
+    if (is_object_dtype(dtype) or is_extension_array_dtype(dtype)) and kind in NUMBERS:
         return column.astype(float)
     if kind not in ("string", *TYPES, *NUMBERS):
         column = column.astype(object).where(column.isna(), column.astype(str))

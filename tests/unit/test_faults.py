@@ -367,6 +367,46 @@ def test_an_hdf5_file_that_leads_elsewhere_is_refused(fault, ending, tmp_path):
         read(path)
 
 
+def _changed(array, change):
+    def act(file):
+        values = change(file[array][...])
+        del file[array]
+        file[array] = values
+
+    return act
+
+
+LIES = {
+    "a column beyond": _changed("mod/rna/X/indices", lambda v: np.where(v == 3, 10**6, v)),
+    "a column below": _changed("mod/rna/X/indices", lambda v: np.where(v == 3, -5, v)),
+    "rows that overlap": _changed("mod/rna/X/indptr", lambda v: np.r_[0, v[2], v[1], v[3:]]),
+    "rows beyond": _changed("mod/rna/X/indptr", lambda v: np.r_[v[:-1], v[-1] + 10**6]),
+    "a category beyond": _changed("obs/cell_type/codes", lambda v: np.where(v == 1, 100, v)),
+    "a modality twice": lambda file: file["mod"].attrs.modify("mod-order", ["rna", "rna"]),
+    "a modality left out": lambda file: file["mod"].attrs.__setitem__("mod-order", ["rna"]),
+    "a column of nothing": lambda file: file["obs"].attrs.__setitem__("column-order", ["ghost"]),
+    "itself": lambda file: file["mod/rna/uns"].__setitem__("me", file["mod/rna"]),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+@pytest.mark.parametrize("backed", [False, True])
+def test_a_file_whose_parts_contradict_each_other_is_refused(lie, backed, tmp_path):
+    path = write(both(), tmp_path / "cells.h5mu")
+    with h5py.File(path, "a") as file:
+        LIES[lie](file)
+    with pytest.raises(DataError, match="cells.h5mu: it is damaged|'rna': X cannot be read"):
+        scmoe.data.check(read(path, backed=backed))
+
+
+@pytest.mark.parametrize(("array", "values"), [("indices", 10**6), ("indptr", 5)])
+def test_a_sparse_matrix_that_leads_nowhere_is_refused(array, values):
+    rna, adt = cite()
+    getattr(rna.X, array)[3] = values
+    with pytest.raises(DataError, match="'rna': X cannot be read"):
+        split_mudata(read({"rna": rna, "protein": adt}))
+
+
 @pytest.mark.parametrize("make", [os.mkfifo, lambda p: os.mkdir(p), lambda p: bind(p)])
 @pytest.mark.parametrize("ending", ["h5mu", "h5ad", "h5"])
 def test_what_is_no_plain_file_is_not_opened(make, ending, tmp_path, monkeypatch):
@@ -478,6 +518,7 @@ def test_too_little_memory_is_not_called_damage(tmp_path):
         ({"seed": 2**63}, "seed=.*: it takes a whole number"),
         ({"seed": "a"}, "seed='a': it takes a whole number"),
         ({"label_key": 3}, "label_key=3"),
+        ({"label_key": ["batch"]}, r"label_key=\['batch'\]: it takes the name of a column"),
     ],
 )
 def test_an_argument_that_makes_no_sense_is_named_with_what_it_takes(options, says):
@@ -518,6 +559,23 @@ def test_a_transform_refuses_what_it_cannot_do(options):
 def test_a_near_miss_of_a_name_is_suggested(ask, meant):
     with pytest.raises(DataError, match=f"did you mean '{meant}'"):
         ask(both())
+
+
+@pytest.mark.parametrize("place", ["a file", "a file/below", "a pipe", "a link", 3])
+def test_a_place_that_takes_no_checkpoint_is_refused_before_training(place, tmp_path):
+    (tmp_path / "a file").write_text("mine")
+    os.mkfifo(tmp_path / "a pipe")
+    (tmp_path / "a link").symlink_to("nowhere")
+    folder = place if place == 3 else tmp_path / place
+    with pytest.raises((OSError, ValueError), match="checkpoint=3|a file|a pipe|a link"):
+        Checkpoint(folder, "this run").load()
+    assert (tmp_path / "a file").read_text() == "mine"
+
+
+def test_a_model_saved_at_a_link_to_nothing_takes_its_place(made, tmp_path):
+    (tmp_path / "model").symlink_to("nowhere")
+    scmoe.ScMoE.load(made / "model", "cpu").save(tmp_path / "model")
+    assert scmoe.ScMoE.load(tmp_path / "model", "cpu").groups_
 
 
 # --- names that look like code --------------------------------------------------------------------

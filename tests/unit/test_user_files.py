@@ -103,6 +103,23 @@ def test_what_a_file_has_no_type_for_is_written_as_text(values, first, tmp_path)
     pd.testing.assert_series_equal(m.obs["x"], kept)  # the user's own is left alone
 
 
+@pytest.mark.parametrize(
+    ("values", "dtype", "first"),
+    [
+        (pd.array([0.5, None] * 30, dtype="Float64"), "float64", 0.5),  # which AnnData cannot write
+        (pd.Series([1] * N, dtype=object), "int64", 1),
+        (pd.Series([True, None] * 30, dtype=object), "boolean", True),
+        ([2**70] * N, "object", str(2**70)),
+    ],
+)
+def test_what_a_file_has_another_type_for_keeps_its_values(values, dtype, first, tmp_path):
+    m = both()
+    m.obs["x"] = np.asarray(values) if isinstance(values, pd.Series) else values
+    back = again(m, tmp_path).obs["x"]
+    assert (back.dtype, back.iloc[0]) == (dtype, first)
+    assert back.isna().tolist() == m.obs["x"].isna().tolist()
+
+
 def test_categories_of_two_modalities_are_joined_in_order():
     rna, adt = cite()
     rna, adt = rna[:40].copy(), adt[20:].copy()
@@ -205,6 +222,27 @@ def test_what_cannot_be_written_is_named_before_anything_is(tmp_path):
         with pytest.raises(DataError, match="mod/protein/uns/model/fitted cannot be written"):
             attempt(m)
     assert not list(tmp_path.iterdir())
+
+
+DEEP = {}
+DEEP["self"] = DEEP
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda m: m.uns.update(x=DEEP), "uns/x/self/self.* lies too deep"),
+        (lambda m: m.uns.update(x={1: "a", "1": "b"}), "uns/x .* two keys of one name"),
+        (lambda m: m.obs.insert(0, "x", [b"\xff"] * N), "obs .*decode byte.*column 'x'"),
+        (lambda m: m.obs.insert(0, "x", pd.Categorical([1, "1"] * 30)), "unique; column 'x'"),
+        (lambda m: m.obs.insert(0, "x", ["a\0"] * N), "embedded NULLs.*key 'x'"),
+    ],
+)
+def test_what_would_be_lost_on_the_way_is_refused_by_its_name(change, says):
+    m = both()
+    change(m)
+    with pytest.raises(DataError, match=says):
+        check_writable(m)
 
 
 def test_a_failed_write_leaves_the_file_that_was_there(tmp_path):
