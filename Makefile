@@ -11,19 +11,21 @@ export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Modules are compiled when first used, not all at set-up: that halves its time.
 unexport PYTHONDONTWRITEBYTECODE
-PIP := $(VENV)/bin/python -m pip install --quiet --no-compile --constraint constraints.txt
+PIP := $(VENV)/bin/python -m pip install --quiet --no-compile
+PINNED := $(PIP) --constraint constraints.txt
 
-.PHONY: book test test-all lab full bench lint clean help
+.PHONY: book test test-all lab full bench lint lock clean help
 .DEFAULT_GOAL := help
 
 help:             ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/'
 
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml constraints.txt requirements.lock
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) torch
-	$(PIP) --editable ".[book,test]"
+	$(PIP) --require-hashes --no-deps --requirement requirements.lock
+	$(PINNED) torch
+	$(PINNED) --editable ".[book,test]"
 	touch $@
 
 book: $(READY)    ## run the notebooks (quick profile) and build book/_build/html/index.html
@@ -50,6 +52,13 @@ lint: $(READY)    ## ruff on code and notebooks; templates without outputs
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
 	$(RUN) nbstripout --verify --extra-keys metadata.papermill notebooks/*.ipynb
+
+lock:             ## requirements.lock anew, by constraints.txt; needs uv, and a Linux machine
+	uv pip compile pyproject.toml --extra book --extra test --constraint constraints.txt \
+	  --python $(VENV)/bin/python --generate-hashes --no-annotate --no-header --quiet \
+	  --output-file $(VENV)/lock
+	awk '/^[A-Za-z]/ { kept = !/^(torch|triton|(nvidia|cuda)-[a-z0-9-]+)==/ } kept' \
+	  $(VENV)/lock > requirements.lock
 
 clean:            ## remove what was built; .venv and data stay
 	rm -rf book/runs book/_build book/_generated runs .snakemake

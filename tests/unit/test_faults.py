@@ -12,6 +12,7 @@ import shutil
 import socket
 import tarfile
 import tempfile
+import tomllib
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -652,3 +653,19 @@ def test_every_action_of_a_workflow_is_pinned_by_its_commit():
     used = [line.split("uses:")[1] for file in folder.iterdir()
             for line in file.read_text().splitlines() if "uses:" in line]  # fmt: skip
     assert used and all(re.fullmatch(r" [\w/-]+@[0-9a-f]{40} # v[\d.]+", one) for one in used)
+
+
+def test_what_make_installs_is_pinned_once_and_each_file_of_it_hashed():
+    root = Path(__file__).parents[2]
+    pins, found = (root / "constraints.txt").read_text(), (root / "requirements.lock").read_text()
+    pinned = dict(re.findall(r"^([\w.-]+)==(\S+)$", pins, re.MULTILINE))
+    pinned = {re.sub("[._]", "-", name.lower()): version for name, version in pinned.items()}
+    locked = dict(re.findall(r"^([\w.-]+)==(\S+) \\\n    --hash=sha256:", found, re.MULTILINE))
+    assert len(locked) == len(re.findall("^[a-z]", found, re.MULTILINE))
+    assert "torch" not in locked  # which build it is is the machine's choice
+    assert {name for name in locked if pinned.get(name, locked[name]) != locked[name]} == set()
+    needed = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    needed = needed["dependencies"] + sum(
+        map(needed["optional-dependencies"].get, ["book", "test"]), []
+    )
+    assert {re.match("[a-z0-9-]+", name).group() for name in needed} - {"torch"} <= set(locked)
