@@ -1,6 +1,7 @@
 # Executes the notebooks of one profile of runs.yml:
 #   snakemake --cores 2                            quick (the default)
 #   snakemake --cores 8 --resources gpu=2 --config profile=full
+#   snakemake --profile profiles/slurm --config profile=full        each run a job of a cluster
 # An interrupted or failed run is taken up again by the same command; what is done stays done.
 # A profile's `records` are scored without pages, by benchmarks.record.matrix.
 
@@ -129,6 +130,15 @@ if SETTINGS["gpu"] and shutil.which("nvidia-smi") and "SLURM_JOB_ID" not in os.e
         done
         export CUDA_VISIBLE_DEVICES=$gpu"""
 
+# A workflow that is killed leaves its runs going: whoever starts one again waits for the first.
+WAIT = "flock 8 || true" if shutil.which("flock") else ""
+CPU_ALONE = ("simple", "ensembles")  # methods that no GPU helps
+
+
+def gpus(run):
+    """Give how many GPUs a run takes."""
+    return SETTINGS["gpu"] * (JOBS.get(run, {}).get("methods") not in CPU_ALONE)
+
 
 wildcard_constraints:
     run="[^/]+",
@@ -154,12 +164,16 @@ rule notebook:
     params:
         values=lambda wildcards: parameters(wildcards.run),
         data=data_present(),
+        take=lambda wildcards: TAKE_GPU * gpus(wildcards.run),
     threads: SETTINGS["threads"]
     resources:
-        gpu=SETTINGS["gpu"],
+        gpu=lambda wildcards: gpus(wildcards.run),
     shell:
         """
-        {TAKE_GPU}
+        exec 8> .snakemake/{wildcards.run}.lock
+        {WAIT}
+        [ ! -e {output} ] || exit 0  # the first has made it
+        {params.take}
         {sys.executable} -m papermill --kernel python3 --no-progress-bar \
             --parameters_yaml {params.values:q} {input.template} {log}
         """
@@ -174,11 +188,14 @@ rule records:
     params:
         values=lambda wildcards: parameters(wildcards.job),
         data=data_present(),
+        take=lambda wildcards: TAKE_GPU * gpus(wildcards.job),
     threads: SETTINGS["threads"]
     resources:
-        gpu=SETTINGS["gpu"],
+        gpu=lambda wildcards: gpus(wildcards.job),
     shell:
         """
-        {TAKE_GPU}
+        exec 8> .snakemake/{wildcards.job}.lock
+        {WAIT}
+        {params.take}
         {sys.executable} -m benchmarks.record.matrix {params.values:q}
         """
