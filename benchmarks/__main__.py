@@ -1,10 +1,11 @@
 """Speed and memory of training, as ratios: `make bench`.
 
-    python -m benchmarks [epochs] [parts] [experts] [scaling] [large] [gpu] [--tiny] [--out FOLDER]
+    python -m benchmarks [epochs] [parts] [experts] [scaling] [processes] [large] [gpu]
+        [--tiny] [--out FOLDER]
 
 Each case is measured in a process of its own and leaves ``<out>/<case>.json``; named none, all but
-``large`` and ``gpu``. ``--choose`` lets the sweep's winners into scmoe/nn/fastest.json, the table
-that ``auto`` reads.
+the last three. ``--choose`` lets the sweep's winners into scmoe/nn/fastest.json, the table that
+``auto`` reads.
 """
 
 import argparse
@@ -18,10 +19,10 @@ import torch
 
 from benchmarks import common
 from benchmarks.large import large
-from benchmarks.speed import epochs, experts, gpu, parts, scaling
+from benchmarks.speed import epochs, experts, gpu, parts, processes, scaling
 
-CASES = {case.__name__: case for case in (epochs, parts, experts, scaling, large, gpu)}
-ASKED = ("large", "gpu")  # only where they are named: half an hour, or a device
+CASES = {case.__name__: case for case in (epochs, parts, experts, scaling, processes, large, gpu)}
+ASKED = ("processes", "large", "gpu")  # only where they are named: long, or a device
 THREADS = 2
 
 

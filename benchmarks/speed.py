@@ -13,12 +13,18 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache
 from itertools import product
+from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pandas as pd
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
+from anndata import AnnData
+from mudata import MuData
+from threadpoolctl import threadpool_limits
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -26,7 +32,9 @@ from benchmarks import common
 from benchmarks.common import Pair, rounded
 from benchmarks.naive import ddc
 from scmoe.config import preset
+from scmoe.data import split_mudata
 from scmoe.fit import fit, repeatable
+from scmoe.model import ScMoE
 from scmoe.nn import losses
 from scmoe.nn.cells import Cells
 from scmoe.nn.experts import FASTEST, Experts
@@ -429,6 +437,42 @@ def _atac(n_cells: int, threads: int) -> dict:
         "data, GB": rounded(size / 1e9),
         "peak memory, GB": rounded(peak_memory() / 1e9),
     }
+
+
+# --- several processes --------------------------------------------------------------------------
+
+
+def processes(tiny: bool) -> dict[str, pd.DataFrame]:
+    """The whole fit by one single-threaded process, and by two that share it, in turn.
+
+    5,000 training cells of 1,000 and 14 features; what is saved on the way counts, too.
+    """
+    n_cells, taken = 200 if tiny else 5_000, {1: [], 2: []}
+    for _, n in product(range(1 if tiny else 3), taken):
+        spawn = multiprocessing.get_context("spawn")
+        with TemporaryDirectory() as folder, ProcessPoolExecutor(n, spawn) as crew:
+            took = crew.map(_fitted, range(n), [n] * n, [n_cells] * n, [folder] * n)
+            taken[n].append(max(took))
+    alone = median(taken[1])
+    rows = [
+        {"cells": n_cells, "processes": n, "seconds": rounded(median(times)),
+         "share of one's time": rounded(median(times) / alone)}
+        for n, times in taken.items()
+    ]  # fmt: skip
+    return {"One model by several processes": pd.DataFrame(rows)}
+
+
+def _fitted(rank: int, n: int, n_cells: int, folder: str) -> float:
+    torch.set_num_threads(1)
+    names = [f"cell{i}" for i in range(round(n_cells / 0.8))]  # a fifth is held out to test
+    x, labels = common.dense_cells([1000, 14], len(names), 10)
+    tables = [pd.DataFrame(m, names).add_prefix(f"{m.shape[1]} ") for m in x]
+    mdata = MuData({name: AnnData(table) for name, table in zip("ab", tables, strict=True)})
+    mdata.obs["group"] = labels.astype(str)
+    split = split_mudata(mdata, "group", test=0.2)
+    dist.init_process_group("gloo", f"file://{folder}/group", rank=rank, world_size=n)
+    with threadpool_limits(1):
+        return common.seconds(lambda: ScMoE().fit(split, "cpu", False, Path(folder, "state")))
 
 
 # --- a GPU --------------------------------------------------------------------------------------

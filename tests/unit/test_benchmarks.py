@@ -15,7 +15,9 @@ from scmoe.nn.experts import BACKENDS, FASTEST, fastest
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["epochs", "parts", "experts", "scaling", "large", "gpu"])
+@pytest.mark.parametrize(
+    "name", ["epochs", "parts", "experts", "scaling", "processes", "large", "gpu"]
+)
 def test_a_benchmark_runs_and_leaves_tables(name, tmp_path):
     command = [sys.executable, "-m", "benchmarks", name, "--tiny", "--out", str(tmp_path)]
     subprocess.run(command, check=True, capture_output=True, text=True)
