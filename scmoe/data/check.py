@@ -145,7 +145,7 @@ def check_cells(mdata: MuData, names: list[str]) -> None:
     for name in names:
         theirs = mdata.mod[name].obs_names
         place = 1 + theirs.get_indexer(mdata.obs_names)  # 0: not in this modality
-        in_step = name in mdata.obsmap and np.array_equal(mdata.obsmap[name], place)
+        in_step = name in mdata.obsmap and np.array_equal(np.ravel(mdata.obsmap[name]), place)
         if not in_step or (place > 0).sum() != len(theirs):
             raise DataError(
                 f"modality '{name}': its cells are not those that mdata.obs lists for it; "
