@@ -25,6 +25,7 @@ from tests.conftest import make_tiny
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "book" / "running.md").read_text()
+KILLS = 5
 DAEMONS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scontrol")
 TINY = {"dataset": "dyngen", "modalities": ["mrna"], "cells": 60, "genes": 40, "fold": [0, 1]}
 PROFILE = {
@@ -135,6 +136,22 @@ def whole(clones):
     run(FULL.replace("$(CORES)", "2"), folder)
     assert list(scored(folder).values()) == [1] * 4
     return folder, time.monotonic() - began
+
+
+def test_killed_five_times_make_full_ends_with_the_same_table_and_scores_nothing_twice(
+    whole, clones
+):
+    (expected, took), folder, draw = whole, clones(), random.Random(0)
+    for number in range(KILLS):
+        process = start(FULL.replace("$(CORES)", "2"), folder)
+        with pytest.raises(subprocess.TimeoutExpired):  # all five together: not the whole of it
+            process.wait(draw.uniform(0.05, 0.3) * took)
+        # by turns with all that it started, and alone, so that its runs go on without it
+        (os.kill if number % 2 else os.killpg)(process.pid, signal.SIGKILL)
+        process.wait()
+    run(FULL.replace("$(CORES)", "2"), folder)
+    assert table(folder) == table(expected)
+    assert max(scored(folder).values()) == 1
 
 
 def until(condition, seconds=300):
