@@ -60,8 +60,9 @@ def fold_parameters(notebooks: list[Path]) -> None:
 def contents(toc: Path) -> list[str]:
     """Give the pages that a table of contents names, in its order."""
     content = yaml.safe_load(toc.read_text())
-    chapters = [chapter["file"] for part in content["parts"] for chapter in part["chapters"]]
-    return [content["root"], *chapters]
+    chapters = [chapter for part in content["parts"] for chapter in part["chapters"]]
+    pages = [page["file"] for one in chapters for page in (one, *one.get("sections", []))]
+    return [content["root"], *pages]
 
 
 def missing_pages(pages: list[str], source: Path) -> list[str]:

@@ -96,30 +96,34 @@ def explore(
     caption: str,
     columns: Sequence[str] = ("value",),
     marked: Sequence[str] = (),
+    bars: bool = False,
 ) -> HTML:
     """Show one choice of many numbers; in the book a reader chooses, sorts, searches, downloads.
 
     Parameters
     ----------
     rows
-        One number a row, in `value`, with its interval in `low` and `high` where it has one.
+        Numbers; an interval of the first that is shown in `low` and `high`, where it has one.
     choices
         Columns that a reader chooses by, and how: `select` or `slider`. The first row's values are
         chosen first.
     label
         Column that names a row of what is shown.
     columns
-        What is shown of a row beside its name and a bar.
+        What is shown of a row beside its name; the first has a bar, and decides the order.
     marked
         Names that stand out.
+    bars
+        Each column has a bar, on a scale of its own.
     """
     first = rows[(rows[list(choices)] == rows[list(choices)].iloc[0]).all(axis=1)]
-    still = first.sort_values("value", ascending=False).set_index(label)[list(columns)]
+    still = first.sort_values(columns[0], ascending=False).set_index(label)[list(columns)]
     data = {
         "choices": [{"name": name, "kind": kind} for name, kind in choices.items()],
         "label": label,
         "columns": list(columns),
         "marked": list(marked),
+        "bars": bars,
         "file": re.sub(r"\W+", "-", caption.lower()).strip("-"),
         **_packed(rows),
     }

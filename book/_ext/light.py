@@ -74,6 +74,8 @@ def mend(page: BeautifulSoup) -> None:
     """Say what parts of a page are, to who does not see it."""
     for sidebar in page.select("#pst-primary-sidebar"):
         sidebar.attrs |= {"role": "region", "aria-label": "Sidebar"}
+    for opener in page.select("summary:has(.toctree-toggle)"):
+        opener["aria-label"] = "Pages of this chapter"
     for cell in page.select("th"):
         if not cell.get_text(strip=True):  # the corner of a table, or a name given once for many
             cell.name = "td"

@@ -52,15 +52,15 @@
 
   function explore(box) {
     const data = unpacked(box);
-    const { choices, label, columns } = data;
+    const { choices, label, columns } = data, bars = data.bars ? columns : columns.slice(0, 1);
     const at = (name) => data.names.indexOf(name);
-    const [value, low, high] = ["value", "low", "high"].map(at);
+    const [low, high] = ["low", "high"].map(at);
     const chosen = choices.map((choice) => data.rows[0][at(choice.name)]);
-    let sorted = value, down = true, words = [];
+    let sorted = at(columns[0]), down = true, words = [];
     const controls = make("div", null, "", { class: "scmoe-choices" });
     const status = make("p", null, "", { role: "status", class: "scmoe-status" });
     const old = box.querySelector("table");
-    const table = make("table", null, "", { class: "scmoe-table" });
+    const table = make("table", null, "", { class: data.bars ? "scmoe-table scmoe-bars" : "scmoe-table" });
     const caption = old.caption;
     old.replaceWith(controls, status, table);
 
@@ -97,11 +97,20 @@
       });
     }
 
+    function bar(row, value, rows, into) {
+      const ends = value === at(columns[0]) ? [value, low, high] : [value];
+      const known = rows.flatMap((row) => ends.map((end) => row[end])).filter(Number.isFinite);
+      const from = Math.min(0, ...known), span = Math.max(0, ...known) - from || 1;
+      const mark = (tag, start, end) => {
+        make(tag, into).style.cssText = `left:${(100 * (start - from)) / span}%;width:${(100 * (end - start)) / span}%`;
+      };
+      if (row[value] === null) return;
+      mark("b", Math.min(0, row[value]), Math.max(0, row[value]));
+      if (ends.length > 1 && Number.isFinite(row[low])) mark("i", row[low], row[high]);
+    }
+
     function body(rows) {
       table.tBodies[0]?.remove();
-      const known = rows.flatMap((row) => [row[value], row[low], row[high]]).filter(Number.isFinite);
-      const from = Math.min(0, ...known), to = Math.max(0, ...known), span = to - from || 1;
-      const share = (x) => `${(100 * (x - from)) / span}%`;
       const kept = rows.filter((row) => words.every((word) => String(row[at(label)]).toLowerCase().includes(word)));
       const order = (a, b) => (typeof a === "string" ? a.localeCompare(b) : (a ?? -Infinity) - (b ?? -Infinity));
       kept.sort((a, b) => (down ? -1 : 1) * order(a[sorted], b[sorted]));
@@ -110,16 +119,9 @@
         const line = make("tr", into);
         if (data.marked.includes(row[at(label)])) line.className = "scmoe-marked";
         make("th", line, row[at(label)], { scope: "row" });
-        const bar = make("td", line, "", { class: "scmoe-bar", "aria-hidden": "true" });
-        if (row[value] !== null) {
-          const [left, right] = [Math.min(0, row[value]), Math.max(0, row[value])];
-          make("b", bar).style.cssText = `left:${share(left)};width:${(100 * (right - left)) / span}%`;
-          if (Number.isFinite(row[low]))
-            make("i", bar).style.cssText = `left:${share(row[low])};width:${(100 * (row[high] - row[low])) / span}%`;
-        }
         for (const name of columns) {
-          const cell = row[at(name)];
-          make("td", line, number(cell, 3));
+          if (bars.includes(name)) bar(row, at(name), rows, make("td", line, "", { class: "scmoe-bar", "aria-hidden": "true" }));
+          make("td", line, number(row[at(name)], 3));
         }
       }
       status.textContent = `${chosen.join(" · ")}: ${kept.length} of ${rows.length}`;
@@ -130,7 +132,7 @@
       table.replaceChildren(caption);
       tools(rows);
       const head = make("tr", make("thead", table));
-      for (const name of [label, "", ...columns]) {
+      for (const name of [label, ...columns.flatMap((name) => (bars.includes(name) ? ["", name] : [name]))]) {
         if (!name) {
           make("td", head);
           continue;

@@ -101,6 +101,24 @@ def test_it_answers_every_control_and_downloads_what_the_page_holds(browser_page
 
 
 @pytest.mark.browser
+def test_columns_side_by_side_have_bars_on_scales_of_their_own(chromium, tmp_path):
+    rows = pd.DataFrame({"cell": "a", "gene": ["x", "y"], "one": [-1.0, 3.0], "two": [50.0, 25.0]})
+    made = page.explore(rows, {"cell": "select"}, "gene", "Side by side", ["one", "two"], bars=True)
+    (tmp_path / "page.html").write_text(
+        f"<script>{(STATIC / 'explore.js').read_text()}</script><main>{made.data}</main>"
+    )
+    opened = chromium.new_page()
+    opened.goto((tmp_path / "page.html").as_uri())
+    opened.wait_for_selector("[data-ready]")
+    bars = opened.locator("tbody b")
+    drawn = [bar.evaluate("bar => [bar.style.left, bar.style.width]") for bar in bars.all()]
+    assert drawn == [["25%", "75%"], ["0%", "50%"], ["0%", "25%"], ["0%", "100%"]]
+    opened.get_by_role("button", name="two").click()
+    assert opened.locator("tbody th").all_text_contents() == ["x", "y"]
+    opened.close()
+
+
+@pytest.mark.browser
 def test_a_cell_pointed_at_in_one_map_is_shown_in_the_other(browser_page):
     opened, scripted = browser_page
     if not scripted:
