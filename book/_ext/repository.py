@@ -1,6 +1,10 @@
 """Sphinx extension: where SCMOE_REPOSITORY says the repository is, pages link to it; else not."""
 
 import os
+import re
+
+BINDER = {"binderhub_url": "https://mybinder.org", "notebook_interface": "jupyterlab"}
+RUN = r"/book/runs/[^/]+/([^/.-]+)[^/]*\.ipynb"
 
 
 def address(app, config):
@@ -9,16 +13,15 @@ def address(app, config):
         buttons = dict.fromkeys(("use_repository_button", "use_edit_page_button",
                                  "use_issues_button"), True)  # fmt: skip
         place = {"repository_url": url, "repository_branch": "main", "path_to_docs": "book"}
-        config.html_theme_options |= buttons | place
+        config.html_theme_options |= buttons | place | {"launch_buttons": BINDER}
 
 
 def template(app, pagename, templatename, context, doctree):
-    """A run is edited where its template is."""
+    """A run is edited, and opened to try, where its template is."""
     for button in context.get("header_buttons", []):
         for link in button.get("buttons", []):
-            if link["label"] == "source-edit-button" and pagename.startswith("runs/"):
-                name = pagename.rpartition("/")[2].partition("-")[0]
-                link["url"] = link["url"].partition("/book/")[0] + f"/notebooks/{name}.ipynb"
+            if "url" in link:
+                link["url"] = re.sub(RUN, r"/notebooks/\1.ipynb", link["url"])
 
 
 def setup(app):

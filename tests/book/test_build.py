@@ -165,10 +165,14 @@ def test_links_to_the_repository_come_from_one_setting_or_not_at_all(monkeypatch
     monkeypatch.setenv("SCMOE_REPOSITORY", "https://github.com/a/b")
     repository.address(None, config)
     assert config.html_theme_options["repository_url"] == "https://github.com/a/b"
-    edit = {"label": "source-edit-button", "url": "https://github.com/a/b/edit/main/book/x.ipynb"}
-    run = "runs/quick/interpretability-dataset_mop"
-    repository.template(None, run, "", {"header_buttons": [{"buttons": [edit]}]}, None)
-    assert edit["url"] == "https://github.com/a/b/edit/main/notebooks/interpretability.ipynb"
+    page, run = "https://github.com/a/b/edit/main/", "runs/quick/interpretability-dataset_mop"
+    binder = "https://mybinder.org/v2/gh/a/b/main?urlpath=lab/tree/"
+    links = [{"url": f"{page}book/{run}.ipynb"}, {"url": f"{page}book/method.md"}]
+    links += [{"text": "no link"}, {"url": f"{binder}book/{run}.ipynb"}]
+    repository.template(None, run, "", {"header_buttons": [{"buttons": links}]}, None)
+    assert links[0]["url"] == f"{page}notebooks/interpretability.ipynb"
+    assert links[1] == {"url": f"{page}book/method.md"}  # a page that is no run is where it is
+    assert links[3]["url"] == f"{binder}notebooks/interpretability.ipynb"
 
 
 def test_every_run_page_of_the_contents_is_run_by_the_quick_profile():
