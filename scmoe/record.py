@@ -33,8 +33,8 @@ from scmoe.metrics import COLUMNS
 
 PACKAGE = Path(__file__).parent
 TRAINS = [  # the sources that decide a trained model
-    "data", "nn", "config.py", "fit.py", "step.py", "method.py", "parts.py", "clusters.py",
-    "networks.py", "baselines/linear.py", "model.py",
+    "data", "nn", "config.py", "fit.py", "step.py", "ranks.py", "method.py", "parts.py",
+    "clusters.py", "networks.py", "baselines/linear.py", "model.py",
 ]  # fmt: skip
 DOCUMENTED = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 # what dyngen's cells are simulated by, and the values that mean the data set itself
